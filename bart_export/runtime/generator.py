@@ -303,10 +303,7 @@ class Generator:
 
     def settings(self, **parameters: Any) -> GenerationConfig:
         """Return the settings for a call's parameters; errors are those of `generate`."""
-        generation = self.generation.replace(**parameters)
-        check_token_ids(generation, self.engine.config.vocabulary_size)
-        check_length(self.engine.config, generation.max_length)
-        return generation
+        return call_settings(self.generation, self.engine.config, **parameters)
 
     def run(
         self, tasks: Iterable[Task | BartExportError], return_exceptions: bool = False
@@ -356,6 +353,16 @@ class Generator:
             text, self.encoder_sequence_length, special_tokens=special_tokens
         )
         return Task(token_ids, generation, truncated=truncated)
+
+
+def call_settings(
+    defaults: GenerationConfig, config: BartConfig, **parameters: Any
+) -> GenerationConfig:
+    """Return the settings for a call's parameters; errors are those of `Generator.generate`."""
+    generation = defaults.replace(**parameters)
+    check_token_ids(generation, config.vocabulary_size)
+    check_length(config, generation.max_length)
+    return generation
 
 
 def check_text(text: str, allow_empty: bool) -> None:

@@ -14,13 +14,12 @@ import numpy as np
 
 from bart_export import contract
 from bart_export.artifact.artifact import Artifact
-from bart_export.config import GenerationConfig, check_token_ids
+from bart_export.config import GenerationConfig
 from bart_export.errors import BartExportError
 from bart_export.runtime.engine import available_cores, default_threads
-from bart_export.runtime.generator import ModelInfo
+from bart_export.runtime.generator import ModelInfo, call_settings
 from bart_export.runtime.results import GeneratedSequence, Result, Timings
 from bart_export.runtime.scheduler import MAX_BATCH_SIZE
-from bart_export.runtime.sizing import check_length
 from bart_export.server import messages
 from bart_export.server.messages import Array, object_array
 from bart_export.server.metrics import GenerationMetrics
@@ -48,20 +47,25 @@ NO_SEQUENCE = GeneratedSequence("", (), float(np.finfo(np.float32).min))
 
 
 class ArtifactServable:
-    """A `servable.Servable` for a `.tflite` file."""
+    """A `servable.Servable` for a `.tflite` file of an artifact that must hold export `number`."""
 
     streams = True
 
     def __init__(
-        self, directory: pathlib.Path, options: ServeOptions, metrics: GenerationMetrics
+        self,
+        directory: pathlib.Path,
+        number: int,
+        options: ServeOptions,
+        metrics: GenerationMetrics,
     ) -> None:
         artifact = Artifact.open(directory)
         self.model = ModelInfo.from_artifact(artifact)
         workers = options.workers or 1
-        manifest, cores = artifact.manifest, max(1, available_cores() // workers)
-        threads = options.num_threads or min(default_threads(manifest.parameter_count), cores)
+        cores = max(1, available_cores() // workers)
+        default = default_threads(artifact.manifest.parameter_count)
+        threads = options.num_threads or min(default, cores)
         batch_size = MAX_BATCH_SIZE if options.batching else 1
-        opening = Opening(directory, manifest.exports, threads, batch_size)
+        opening = Opening(directory, number, threads, batch_size, options.load_seconds)
         self.pool = WorkerPool(opening, workers, metrics)
         self.reader = TextReader(self.model.tokenizer, self.pool.longest)
         self.signature_defs = signature_defs(self.model.generation)
@@ -82,7 +86,7 @@ class ArtifactServable:
         """Generate from a text piece by piece; see `servable.Servable`."""
 
         def work() -> Result:
-            generation = self.settings(**call.parameters)
+            generation = call_settings(self.model.generation, self.model.config, **call.parameters)
             remarks = call.limits.remarks
             token_ids = self.reader.encode(call.text, remarks)
             if is_blank(call.text):
@@ -111,13 +115,6 @@ class ArtifactServable:
                 self.pool.cancel([job])
 
         return self.threads.submit(lambda: with_status(work), call.limits)
-
-    def settings(self, **parameters: Any) -> GenerationConfig:
-        """Return the settings for a call's parameters; errors are those of a `Generator`."""
-        generation = self.model.generation.replace(**parameters)
-        check_token_ids(generation, self.model.config.vocabulary_size)
-        check_length(self.model.config, generation.max_length)
-        return generation
 
     def close(self) -> None:
         """Wait for running calls, and end the threads and processes."""
@@ -282,7 +279,8 @@ def sequences_of(
 
     Lengths are clipped to the model's positions, as in a SavedModel, whose batches mix requests.
     """
-    longest, generation = servable.model.config.max_sequence_length, servable.model.generation
+    config, generation = servable.model.config, servable.model.generation
+    longest = config.max_sequence_length
     jobs = []
     for number, row in enumerate(rows):
         settings: dict[str, Any] = {
@@ -300,7 +298,7 @@ def sequences_of(
                 text = word.decode("utf-8", "replace")
                 raise invalid(f"early_stopping must be true, false or never, received {text}")
             settings["early_stopping"] = EARLY_STOPPING[word]
-        jobs.append(Job(row, servable.settings(**settings), limits))
+        jobs.append(Job(row, call_settings(generation, config, **settings), limits))
     return [
         [*sequences, *[NO_SEQUENCE] * (generation.num_return_sequences - len(sequences))]
         for sequences in (result.sequences for result in servable.pool.run(jobs))

@@ -115,11 +115,3 @@ class GenerationMetrics:
         self.batch_size = metrics.batch_size.labels(model_name)
         self.time_to_first_token = metrics.time_to_first_token.labels(model_name)
         self.queueing_time = metrics.queueing_time.labels(model_name)
-
-    def first_token(self, seconds: float) -> None:
-        """Record the time from a generation's submission to its first token."""
-        self.time_to_first_token.observe(seconds * MICROSECONDS)
-
-    def queueing(self, seconds: float) -> None:
-        """Record how long a generation has waited."""
-        self.queueing_time.observe(seconds * MICROSECONDS)

@@ -14,14 +14,13 @@ import time
 
 from google.protobuf.message import DecodeError
 
-from bart_export.artifact.artifact import Artifact
-from bart_export.errors import ArtifactError, MissingExtra
+from bart_export.errors import MissingExtra
 from bart_export.server import messages, predict
 from bart_export.server.metrics import MICROSECONDS, GenerationMetrics, Metrics
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call, Limits, Servable
 from bart_export.server.status import Code, StatusError, invalid, status_of_error
-from bart_export.server.versions import LITERT, OpenVersion, ServedModel
+from bart_export.server.versions import LITERT, TENSORFLOW, OpenVersion, ServedModel
 
 LOG = logging.getLogger(__name__)
 
@@ -35,34 +34,25 @@ def opener(options: ServeOptions, metrics: Metrics) -> OpenVersion:
 
     def open_version(served: ServedModel, number: int, path: pathlib.Path) -> Servable:
         deadline = time.monotonic() + options.load_seconds
-        servable = open_servable(served, path, options, metrics)
-        with contextlib.ExitStack() as stack:
-            stack.callback(servable.close)
-            if served.engine == LITERT:
-                exports = Artifact.open(path).manifest.exports
-                if exports != number:
-                    raise ArtifactError(
-                        f"{path} must hold export {number}, but export {exports} has replaced it. "
-                        "The next poll will find that one."
-                    )
-            elif options.warmup and (path / WARMUP_REQUESTS).is_file():
+        servable = open_servable(served, number, path, options, metrics)
+        if served.engine == TENSORFLOW and options.warmup and (path / WARMUP_REQUESTS).is_file():
+            with contextlib.ExitStack() as stack:
+                stack.callback(servable.close)
                 warm_up(servable, path, metrics, deadline)
-            stack.pop_all()
+                stack.pop_all()
         return servable
 
     return open_version
 
 
 def open_servable(
-    served: ServedModel, path: pathlib.Path, options: ServeOptions, metrics: Metrics
+    served: ServedModel, number: int, path: pathlib.Path, options: ServeOptions, metrics: Metrics
 ) -> Servable:
-    """Open a SavedModel's version directory, or an artifact after a trial in another process."""
+    """Open a SavedModel's version directory, or an artifact that must hold export `number`."""
     if served.engine == LITERT:
-        from bart_export.runtime.opening_trial import survive
         from bart_export.server.litert_engine import ArtifactServable
 
-        survive(path)
-        return ArtifactServable(path, options, GenerationMetrics(metrics, served.name))
+        return ArtifactServable(path, number, options, GenerationMetrics(metrics, served.name))
     if importlib.util.find_spec("tensorflow") is None:
         raise MissingExtra("The engine tensorflow", "tensorflow", "export")
     from bart_export.server.tensorflow_engine import open_version

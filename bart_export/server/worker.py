@@ -12,22 +12,29 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import TypeAlias
 
+import numpy as np
+
 from bart_export.artifact.artifact import Artifact
 from bart_export.config import GenerationConfig
 from bart_export.errors import ArtifactError, BartExportError
 from bart_export.runtime.generator import Generator
+from bart_export.runtime.logits import log_normalizers
 from bart_export.runtime.results import Result
 from bart_export.runtime.scheduler import Task
 
 
 @dataclasses.dataclass(frozen=True)
 class Opening:
-    """What a worker opens, and how; `exports` is the artifact's expected number of exports."""
+    """What a worker opens, and how.
+
+    `exports` is the artifact's expected number of exports; `seconds` is the time limit.
+    """
 
     directory: pathlib.Path
     exports: int
     num_threads: int
     max_batch_size: int
+    seconds: float
 
     def generator(self) -> Generator:
         """Open the artifact."""
@@ -35,11 +42,26 @@ class Opening:
         if exports != self.exports:
             raise ArtifactError(
                 f"{self.directory} must hold export {self.exports}, but export {exports} has "
-                "replaced it."
+                "replaced it. The next poll will find that one."
             )
         return Generator.from_artifact(
             self.directory, num_threads=self.num_threads, max_batch_size=self.max_batch_size
         )
+
+
+def decode_twice(generator: Generator) -> None:
+    """Decode two tokens with each number of beams that the artifact's settings use."""
+    source = generator.encode("A text.", truncate=True)
+    start = generator.generation.decoder_start_token_id
+    for beams in {1, generator.generation.num_beams}:
+        state = generator.engine.start(source, beams, 2)
+        for _ in range(2):
+            token_ids, beam_index = (
+                np.full(beams, start, np.int32),
+                np.arange(beams, dtype=np.int32),
+            )
+            logits, state = generator.engine.step(state, token_ids, beam_index)
+            log_normalizers(logits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,12 +119,15 @@ Message: TypeAlias = Ready | Failed | Progress
 
 
 def run(pipe: Connection, opening: Opening) -> None:
-    """Open an artifact and generate until told to end, or until the server dies."""
+    """Open and try an artifact, and generate until told to end, or until the server dies."""
     with contextlib.suppress(EOFError, OSError):
         try:
             generator = opening.generator()
+            decode_twice(generator)
         except BartExportError as error:
             pipe.send(Failed(str(error)))
+        except Exception as error:  # libraries may raise anything
+            pipe.send(Failed(f"{type(error).__name__}: {error}"))
         else:
             pipe.send(Ready(generator.encoder_sequence_length))
             Worker(generator, pipe).work()

@@ -24,7 +24,7 @@ from bart_export.config import GenerationConfig
 from bart_export.errors import EngineError, last_words
 from bart_export.runtime.results import Result
 from bart_export.server import worker
-from bart_export.server.metrics import GenerationMetrics
+from bart_export.server.metrics import MICROSECONDS, GenerationMetrics
 from bart_export.server.servable import Limits
 from bart_export.server.status import Code, StatusError
 from bart_export.server.worker import Cancel, Commands, Failed, Opening, Progress, Ready, Start
@@ -38,6 +38,8 @@ MAX_FAILED_STARTS = 3  # in a row, after which a worker is given up
 RESTART_SECONDS = 1.0  # between a failed start and the next one
 MAX_ATTEMPTS = 2  # processes that may die while running a job
 EXIT_SECONDS = 5.0  # for a process to exit once its pipe is closed
+# About a process that ends while it opens the artifact.
+HINT = "; the .tflite file may not be the one that bart-export wrote. Export the artifact again"
 
 
 @dataclasses.dataclass(eq=False)
@@ -85,9 +87,12 @@ class WorkerPool:
 
     def __init__(self, opening: Opening, count: int, metrics: GenerationMetrics) -> None:
         self.metrics = metrics
-        self.workers = [WorkerProcess(opening, self) for _ in range(count)]
+        self.workers: list[WorkerProcess] = []
         try:
-            self.longest = min(each.opened.result() for each in self.workers)
+            # The first process packs the weights that the others map, or opening kills it alone.
+            for more in (1, count - 1):
+                self.workers += [WorkerProcess(opening, self) for _ in range(more)]
+                self.longest = min(each.opened.result() for each in self.workers)
         except BaseException:
             self.close()
             raise
@@ -135,14 +140,14 @@ class WorkerPool:
 
     def handle(self, job: Job, progress: Progress) -> None:
         """Record what has happened to a job."""
-        metrics, waited = self.metrics, time.perf_counter() - job.submitted
+        metrics, waited = self.metrics, MICROSECONDS * (time.perf_counter() - job.submitted)
         if job.number in progress.started:
             job.is_running = True
             metrics.waiting.dec()
             metrics.running.inc()
-            metrics.queueing(waited - progress.started[job.number])
+            metrics.queueing_time.observe(waited - MICROSECONDS * progress.started[job.number])
             if not isinstance(progress.ended.get(job.number), Exception):
-                metrics.first_token(waited)
+                metrics.time_to_first_token.observe(waited)
         if job.number in progress.tokens:
             job.has_streamed = True
             job.tokens.put(progress.tokens[job.number])
@@ -261,7 +266,7 @@ class WorkerProcess:
 
     def run_process(self) -> str:
         """Run a process until it ends, and return why it ended."""
-        reason = ""
+        reason, began = "", time.monotonic()
         pipe, other_end = PROCESSES.Pipe()
         process = PROCESSES.Process(target=worker.run, args=(other_end, self.opening), daemon=True)
         with pipe:
@@ -284,6 +289,9 @@ class WorkerProcess:
                                 reason = message.error
                             else:
                                 self.handle(message)
+                        elif not self.is_ready and time.monotonic() - began > self.opening.seconds:
+                            reason = f"it was not ready within {self.opening.seconds:g} s"
+                            process.kill()
                         self.check_limits()
             finally:
                 process.join(EXIT_SECONDS)
@@ -292,7 +300,8 @@ class WorkerProcess:
                 commands.put(None)
                 if writer.is_alive():
                     writer.join()
-        return reason or last_words("", process.exitcode or 0)
+        hint = "" if self.is_ready else HINT
+        return reason or last_words("", process.exitcode or 0) + hint
 
     def handle(self, message: Ready | Progress) -> None:
         """Handle a message from the process."""

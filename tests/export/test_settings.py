@@ -81,7 +81,7 @@ def test_every_front_end_lowers_a_shortest_length_that_a_call_leaves_alone(tmp_p
     assert len(generator.generate(text).token_ids) >= 12
 
     metrics = GenerationMetrics(Metrics(), "case")
-    servable = ArtifactServable(exported, ServeOptions(), metrics)
+    servable = ArtifactServable(exported, 1, ServeOptions(), metrics)
     inputs = {"text": object_array([text.encode()]), "max_length": np.array([8], np.int32)}
     call = Call(signature="generate_text", inputs=inputs, outputs=("generated_text",))
     (served,) = servable.submit(call).result(60)["generated_text"]

@@ -150,7 +150,7 @@ def test_a_client_that_goes_away_before_the_first_token_stops_the_work():
 def test_pieces_of_a_real_model_are_what_it_generates(mini_artifact, parameters, fewest):
     text = "The river rose two metres overnight, and by morning the lower bridge was closed."
     servable = ArtifactServable(
-        mini_artifact.directory, ServeOptions(), GenerationMetrics(Metrics(), "m")
+        mini_artifact.directory, 1, ServeOptions(), GenerationMetrics(Metrics(), "m")
     )
     with serving(servable) as server:
         answer = server.post(GENERATE, {"text": text, **parameters})

@@ -24,7 +24,7 @@ TEXT = "A library for reading and writing compressed archives. It streams large 
 def servable(mini_artifact):
     """Return the embedded preset served by two generators."""
     opened = ArtifactServable(
-        mini_artifact.directory, ServeOptions(workers=2), GenerationMetrics(Metrics(), "m")
+        mini_artifact.directory, 1, ServeOptions(workers=2), GenerationMetrics(Metrics(), "m")
     )
     yield opened
     opened.close()

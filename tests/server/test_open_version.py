@@ -14,7 +14,7 @@ import tensorflow as tf
 from support.arithmetic import Arithmetic
 from tensorflow_serving.apis import prediction_log_pb2
 
-from bart_export.errors import ArtifactError, InputError, MissingExtra
+from bart_export.errors import EngineError, InputError, MissingExtra
 from bart_export.export.warm_up import write_requests
 from bart_export.server import open_version
 from bart_export.server.messages import PredictRequest, tensor_proto
@@ -235,7 +235,7 @@ def test_the_tensorflow_engine_needs_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     served = ServedModel(name="m", base_path=tmp_path, engine="tensorflow")
     with pytest.raises(MissingExtra, match=r"pip install .*\[export\]"):
-        open_version.open_servable(served, tmp_path, ServeOptions(), Metrics())
+        open_version.open_servable(served, 1, tmp_path, ServeOptions(), Metrics())
 
 
 def test_an_artifact_replaced_before_it_is_opened_is_refused(
@@ -244,6 +244,6 @@ def test_an_artifact_replaced_before_it_is_opened_is_refused(
     served = ServedModel(name="m", base_path=symmetric_artifact.directory, engine="litert")
     load = open_version.opener(ServeOptions(), Metrics())
     exports = symmetric_artifact.manifest.exports
-    with pytest.raises(ArtifactError, match=f"export {exports + 1}, but export {exports} has"):
+    with pytest.raises(EngineError, match=f"export {exports + 1}, but export {exports} has"):
         load(served, exports + 1, symmetric_artifact.directory)
     load(served, exports, symmetric_artifact.directory).close()

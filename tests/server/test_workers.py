@@ -205,7 +205,9 @@ def test_a_request_whose_worker_is_killed_twice_is_refused(server):
 
 
 def opened(directory, **options):
-    return ArtifactServable(directory, ServeOptions(**options), GenerationMetrics(Metrics(), MINI))
+    return ArtifactServable(
+        directory, 1, ServeOptions(**options), GenerationMetrics(Metrics(), MINI)
+    )
 
 
 def test_a_worker_that_cannot_start_again_is_given_up(symmetric_artifact, tmp_path, caplog):
@@ -234,7 +236,7 @@ def test_a_process_that_cannot_be_started_once_delays_its_jobs(
 ):
     monkeypatch.setattr(worker_pool, "RESTART_SECONDS", 0.1)
     servable = opened(symmetric_artifact.directory)
-    settings = servable.settings(num_beams=1, min_length=60, max_length=60)
+    settings = servable.model.generation.replace(num_beams=1, min_length=60, max_length=60)
     jobs = [Job([0, 10 + number, 2], settings, Limits()) for number in range(2)]
     start, errors = worker_pool.PROCESSES.Process.start, [OSError(24, "Too many open files")]
 
@@ -279,7 +281,7 @@ def test_the_limits_of_a_job_are_checked_while_its_worker_hangs(symmetric_artifa
     os.kill(process.pid, signal.SIGSTOP)
     limits = Limits(deadline=time.monotonic() + 0.1)
     with pytest.raises(StatusError) as error:
-        servable.pool.run([Job([0, 10, 2], servable.settings(), limits)])
+        servable.pool.run([Job([0, 10, 2], servable.model.generation, limits)])
     assert error.value.code == Code.DEADLINE_EXCEEDED
     os.kill(process.pid, signal.SIGCONT)
     servable.close()
@@ -287,11 +289,8 @@ def test_the_limits_of_a_job_are_checked_while_its_worker_hangs(symmetric_artifa
 
 def test_the_worker_with_the_fewest_jobs_takes_the_next_and_those_of_one_that_dies(mini_artifact):
     servable = opened(mini_artifact.directory, workers=2)
-    jobs = [
-        Job([0, 100 + number, 2], servable.settings(num_beams=1, min_length=200, max_length=200),
-            Limits())
-        for number in range(3)
-    ]  # fmt: skip
+    settings = servable.model.generation.replace(num_beams=1, min_length=200, max_length=200)
+    jobs = [Job([0, 100 + number, 2], settings, Limits()) for number in range(3)]
     loads = []
     for job in jobs:
         servable.pool.submit([job])

@@ -52,7 +52,7 @@ def connects(port):
         return False
 
 
-def open_arithmetic(served, path, options, metrics):
+def open_arithmetic(served, number, path, options, metrics):
     """Replace the TensorFlow engine."""
     if (path / "broken").exists():
         raise RuntimeError("it is broken")

@@ -1,4 +1,4 @@
-"""What ends a process ends one that was made for it."""
+"""A worker opens an artifact: what ends its process does not end the server."""
 
 import functools
 import os
@@ -13,76 +13,88 @@ from support import made_up_artifacts, tflite_files
 from support.served_directories import wait_until
 from support.serving_process import serving_process
 
+import bart_export
 from bart_export.artifact.artifact import Artifact
 from bart_export.errors import EngineError
-from bart_export.runtime import opening_trial
 from bart_export.server import open_version
-from bart_export.server.metrics import Metrics
+from bart_export.server.litert_engine import ArtifactServable
+from bart_export.server.metrics import GenerationMetrics, Metrics
 from bart_export.server.options import ServeOptions
 from bart_export.server.versions import LITERT, ServedModel
 
 
-def serve(directory):
+def serve(directory, **options):
     served = ServedModel(name="m", base_path=directory, engine=LITERT)
-    open_version.opener(ServeOptions(workers=1), Metrics())(served, 1, directory).close()
+    open_version.opener(ServeOptions(**options), Metrics())(served, 1, directory).close()
 
 
 @pytest.fixture
 def made(symmetric_artifact, tmp_path):
-    return shutil.copytree(symmetric_artifact.directory, tmp_path / "made")
+    return shutil.copytree(symmetric_artifact.directory, tmp_path / "m")
 
 
 @pytest.fixture
 def ending(monkeypatch, tmp_path):
-    """Return a function that makes every process of a trial end before LiteRT opens a file."""
+    """Return a function that makes every worker run a statement when it imports LiteRT."""
 
     def end(statement, unless="False"):
         code = f"""if True:
             import os, sys, time
-            if "trial" in sys.orig_argv[2] and not {unless}:
-                {statement}
+
+            class Finder:
+                def find_spec(self, name, *_):
+                    if name == "ai_edge_litert" and not {unless}:
+                        {statement}
+
+            if "--multiprocessing-fork" in sys.orig_argv:
+                sys.meta_path.insert(0, Finder())
         """
         (tmp_path / "sitecustomize.py").write_text(code)
-        paths = [str(tmp_path), str(pathlib.Path(opening_trial.__file__).parents[2])]
+        paths = [str(tmp_path), str(pathlib.Path(bart_export.__file__).parents[1])]
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
 
     return end
 
 
-def test_a_file_that_is_whole_is_served_and_its_weights_are_packed_before(made):
-    opening_trial.survive(made)
+def test_all_workers_map_the_weights_that_the_first_has_packed(made):
+    options, metrics = ServeOptions(workers=3), GenerationMetrics(Metrics(), "m")
+    servable = ArtifactServable(made, 1, options, metrics)
     (cache,) = (made / ".cache").glob("*.xnnpack")
-    built = cache.stat().st_ino
-    serve(made)
-    assert cache.stat().st_ino == built
+    mapped = [
+        {int(line.split()[4]) for line in read_maps(worker.process.pid) if "xnnpack" in line}
+        for worker in servable.pool.workers
+    ]
+    assert mapped == [{cache.stat().st_ino}] * 3
+    servable.close()
 
 
-# What a process of the trial does before LiteRT opens a file, and the line that says so.
+def read_maps(pid):
+    return pathlib.Path(f"/proc/{pid}/maps").read_text().splitlines()
+
+
+# What a worker does when it imports LiteRT, and the line that says so.
+KILLED = "was killed by {}; the .tflite file may not be the one"
 ENDS = [
     *[
-        (f"os.kill(os.getpid(), {int(number)})", f"was killed by {number.name}: its .tflite file")
+        (f"os.kill(os.getpid(), {int(number)})", KILLED.format(number.name))
         for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL)
     ],
-    ("time.sleep(600)", "did not finish within 1 s"),
-    ("sys.modules['numpy'] = None", "failed: ModuleNotFoundError: import of numpy halted"),
+    ("time.sleep(600)", "was not ready within 2 s"),
+    ("raise RuntimeError('It is\\nbroken')", "m: RuntimeError: It is broken"),
 ]
 
 
 @pytest.mark.parametrize(("statement", "line"), ENDS)
-def test_a_file_that_ends_the_process_is_refused_in_a_line(
-    made, ending, monkeypatch, statement, line
-):
+def test_a_file_that_ends_the_worker_is_refused_in_a_line(made, ending, statement, line):
     ending(statement)
-    if "sleep" in statement:
-        monkeypatch.setattr(opening_trial, "SECONDS", 1.0)
-    with pytest.raises(EngineError, match=line) as caught:
-        serve(made)
+    with pytest.raises(EngineError, match=f"A worker cannot open .*{line}") as caught:
+        serve(made, load_seconds=2.0 if "sleep" in statement else 60.0)
     assert "\n" not in str(caught.value)
 
 
 def test_what_is_wrong_in_words_is_said_in_those(made):
     (made / "tflite/float32.tflite").write_bytes(b"altered")
-    with pytest.raises(EngineError, match=r"^\S+float32.tflite does not match its manifest"):
+    with pytest.raises(EngineError, match="float32.tflite does not match its manifest"):
         serve(made)
 
 
@@ -93,24 +105,24 @@ def test_a_file_whose_logits_are_not_finite_is_refused(made):
     weights.view(np.float32)[0] = np.nan
     path.write_bytes(content)
     made_up_artifacts.reseal(made)
-    with pytest.raises(EngineError, match="^Expected finite logits from the decoder, received NaN"):
+    with pytest.raises(EngineError, match="Expected finite logits from the decoder, received NaN"):
         serve(made)
 
 
 def test_a_server_goes_on_with_the_version_it_has(made, ending, tmp_path):
     """A new export whose file ends the process that opens it does not become available."""
-    directory = tmp_path / "m"
+    directory = tmp_path / "served"
     artifact = Artifact.open(made)
     made_up_artifacts.export_again(directory, artifact, 1)
     harmless = f"not os.path.exists({str(tmp_path / 'harmful')!r})"
     ending("os.kill(os.getpid(), 11)", unless=harmless)
     with serving_process(directory, "--poll-seconds", 0.1, "--threads", 1) as running:
-        ask = functools.partial(requests.post, running.url("/v1/models/m:predict"), timeout=60)
+        ask = functools.partial(requests.post, running.url("/v1/models/served:predict"), timeout=60)
         first = ask(json={"instances": ["A text."]})
         (tmp_path / "harmful").touch()
         made_up_artifacts.export_again(directory, artifact, 2)
         wait_until(lambda: running.logged("the last") == 1, 60)
-        assert running.states("m") == {1: "AVAILABLE", 2: "END"}
+        assert running.states("served") == {1: "AVAILABLE", 2: "END"}
         again = ask(json={"instances": ["A text."]})
         assert (again.status_code, again.json()) == (200, first.json())
         assert running.logged("was killed by SIGSEGV") == 3
