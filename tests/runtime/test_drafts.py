@@ -1,5 +1,8 @@
 """Drafts in greedy search: guesses from the source that change no result."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from bart_export import contract
@@ -7,11 +10,14 @@ from bart_export.config import GenerationConfig
 from bart_export.contract import StaticShapes
 from bart_export.errors import ConfigurationError
 from bart_export.recipes.table import LITERT
+from bart_export.runtime.batch import Batch
 from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.runtime.drafts import PromptLookup
+from bart_export.runtime.generator import Generator
 from bart_export.runtime.interpreter import open_interpreter
 from bart_export.runtime.scheduler import Scheduler, Task
 
+HEADLINES = Path(__file__).parents[2] / "tools/mini_model/test.jsonl"
 SOURCE = [0, 5, 9, 13, 21, 8, 8, 30, 2]
 GREEDY = dict(
     max_length=40, decoder_start_token_id=2, bos_token_id=0, pad_token_id=1, eos_token_id=39
@@ -138,3 +144,27 @@ def test_drafts_begin_once_guesses_are_right_and_end_once_they_are_wrong():
 def test_a_number_of_tokens_out_of_range_is_refused():
     with pytest.raises(ConfigurationError, match="prompt_lookup_num_tokens must be at most 64"):
         GenerationConfig(prompt_lookup_num_tokens=65)
+
+
+@pytest.mark.slow
+def test_drafts_change_no_headline(mini_artifact, monkeypatch):
+    lines = HEADLINES.read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
+    assert len(texts) == 775
+    generator = Generator.from_artifact(mini_artifact.directory, recipe="float32", num_threads=1)
+    passes, step = [], Batch.step
+
+    def counted(batch, requests):
+        passes[-1] += 1
+        return step(batch, requests)
+
+    monkeypatch.setattr(Batch, "step", counted)
+    found = []
+    for tokens in (0, 10):
+        settings = dict(truncate=True, num_beams=1, prompt_lookup_num_tokens=tokens)
+        passes.append(0)
+        found.append([generator.generate(text, **settings).token_ids for text in texts])
+    assert found[0] == found[1]
+    assert passes[1] < passes[0]
+    together = generator.generate(texts, **settings)
+    assert [result.token_ids for result in together] == found[0]

@@ -1,11 +1,12 @@
 """Exported files, and a decoder in NumPy, give transformers' logits, tokens and scores."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.golden_cases import GOLDEN, MODELS, GoldenCases
+from support.golden_cases import GOLDEN, MODELS, GoldenCases, padded
 from support.numpy_bart import NumpyBart
 
 from bart_export import contract
@@ -13,9 +14,11 @@ from bart_export.checkpoints import resolve
 from bart_export.contract import StaticShapes
 from bart_export.convert import tflite
 from bart_export.graph.parameters import InferenceParameters
+from bart_export.runtime import drafts
 from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.runtime.engine_choice import open_engine
 from bart_export.runtime.generator import Generator
+from bart_export.runtime.scheduler import Scheduler, Task
 
 HEADLINES = Path(__file__).parents[1] / "data/mini_model/headlines_4_beams.jsonl"
 # Sources have 20, 13 and 8 tokens: padded little, padded much, not padded. Cases have 1, 2 and 4
@@ -94,6 +97,57 @@ def test_every_golden_case_token_for_token_and_its_scores(cases, build, request)
 
     wrong = asked.wrong(engine.step, start)
     assert not wrong, f"{len(wrong)} of {len(asked.cases)} cases differ, the first: {wrong[0]}"
+
+
+@pytest.mark.parametrize("slots", [1, 3, 8])
+def test_every_golden_case_through_the_scheduler_in_random_order(
+    cases, dynamic, slots, monkeypatch
+):
+    monkeypatch.setattr(drafts, "THRESHOLD", 0.0)  # wrong guesses are decoded, too
+    drafted, decode_draft = [], dynamic.backend.decode_draft
+
+    def counted(bucket, token_ids, position):
+        drafted.append(position)
+        return decode_draft(bucket, token_ids, position)
+
+    monkeypatch.setattr(dynamic.backend, "decode_draft", counted)
+    random = np.random.default_rng(slots)
+    kinds = {}  # tasks with the same number of rows, which are decoded together
+    for case in cases.cases:
+        generation = cases.settings(case)
+        greedy = generation.num_beams == 1
+        for tokens in (0, 6) if greedy else (0,):
+            settings = dataclasses.replace(generation, prompt_lookup_num_tokens=tokens)
+            task = Task(cases.source(case["row"]).tolist(), settings)
+            kinds.setdefault(task.rows, []).append((case, task))
+    together = set()
+    for rows, asked in kinds.items():
+        scheduler = Scheduler(dynamic, slots * rows)
+        arriving = [asked[number][1] for number in random.permutation(len(asked))]
+        while arriving or scheduler.waiting or scheduler.running:
+            for _ in range(random.choice([0, 0, 1, 2 * slots])):
+                if arriving:
+                    scheduler.submit(arriving.pop())
+            for _ in range(random.integers(1, 30)):
+                scheduler.step()
+                together.add(len(scheduler.running))
+    assert together == {*range(slots + 1)}
+    assert drafted
+    wrong = [
+        (case, task.generation, task.error or task.hypotheses)
+        for asked in kinds.values()
+        for case, task in asked
+        if not right(cases, case, task)
+    ]
+    assert not wrong, f"{len(wrong)} cases differ, the first: {wrong[0]}"
+
+
+def right(cases, case, task):
+    """Return whether a task ended with a case's tokens and scores."""
+    if task.hypotheses is None:
+        return False
+    scores = [hypothesis.score for hypothesis in task.hypotheses]
+    return cases.same(case, padded(task.hypotheses, task.generation.pad_token_id), scores)
 
 
 # On a 2025 x86-64 server 100 with float32 weights and 86 with int8 weights, whose near-ties another
