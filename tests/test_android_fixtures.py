@@ -1,5 +1,6 @@
 """The fixtures of the Kotlin tests: their content, updates and atomic replacement."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -117,12 +118,18 @@ def test_a_run_that_changes_nothing_does_not_import_tensorflow(quick, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def searches(fixtures):
-    return list(fixtures.search_rows())
+def made_up(fixtures):
+    """Return the module of the fixtures without a model."""
+    return fixtures.android_searches
 
 
-def test_searches_are_of_every_kind_and_settings_decide_them(fixtures, searches):
-    assert len(searches) == fixtures.SEARCHES
+@pytest.fixture(scope="module")
+def searches(made_up):
+    return list(made_up.search_rows())
+
+
+def test_searches_are_of_every_kind_and_settings_decide_them(made_up, searches):
+    assert len(searches) == made_up.SEARCHES
     others = {
         "early_stopping": (True, False, "never"),
         "length_penalty": (0.0, 2.0),
@@ -135,7 +142,7 @@ def test_searches_are_of_every_kind_and_settings_decide_them(fixtures, searches)
     }
     decided = {
         name: sum(
-            decides(fixtures, row, name, value)
+            decides(made_up, row, name, value)
             for row in searches
             for value in values
             if row["generation"]["do_sample"] or name != "seed"
@@ -148,14 +155,14 @@ def test_searches_are_of_every_kind_and_settings_decide_them(fixtures, searches)
     assert any(len(row["hypotheses"]) > 1 for row in searches)
 
 
-def decides(fixtures, row, name, value):
+def decides(made_up, row, name, value):
     """Return whether another value of a setting changes the result of a search."""
     try:
         generation = GenerationConfig.from_dict({**row["generation"], name: value})
-        other = fixtures.search_row(row["vocabulary_size"], generation)
+        other = made_up.search_row(row["vocabulary_size"], generation)
     except ValueError:
         return True
-    return fixtures.tokens_of(other) != fixtures.tokens_of(row)
+    return made_up.tokens_of(other) != made_up.tokens_of(row)
 
 
 def test_searches_settle_the_best_sequence_and_are_json(searches):
@@ -163,6 +170,16 @@ def test_searches_settle_the_best_sequence_and_are_json(searches):
         settled = [token for tokens in row["settled"] for token in tokens]
         assert settled == list(row["hypotheses"][0]["token_ids"][1:])
         assert json.loads(json.dumps(row))["generation"] == row["generation"]
+
+
+def test_drafts_begin_and_end_often_and_are_json(made_up):
+    rows = [json.loads(json.dumps(row)) for row in made_up.draft_rows()]
+    ends = 0
+    for row in rows:
+        assert len(row["drafts"]) == len(row["averages"]) == len(row["tokens"])
+        ends += sum(bool(one) and not other for one, other in itertools.pairwise(row["drafts"]))
+        assert max(map(len, row["drafts"])) <= row["max_tokens"]
+    assert ends > 2 * len(rows)
 
 
 def test_pieces_joined_are_the_text_and_many_are_cut(fixtures):

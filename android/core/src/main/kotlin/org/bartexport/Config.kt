@@ -86,8 +86,9 @@ public enum class EarlyStopping { TRUE, FALSE, NEVER }
  *
  * Lengths count decoder tokens, including the start token. `topK = 0` and `topP = 1.0` disable
  * those filters. Sampling parameters take effect only with `doSample = true`. Any of the
- * [eosTokenIds] ends a sequence. [promptLookupNumTokens], which only affects speed, is ignored,
- * because a static build cannot verify drafts.
+ * [eosTokenIds] ends a sequence. [promptLookupNumTokens] is the maximum number of next tokens that
+ * greedy search guesses and verifies together, if the file was exported with that setting; it does
+ * not change the result.
  *
  * @throws ConfigurationError if a value is out of range, or parameters contradict each other
  */

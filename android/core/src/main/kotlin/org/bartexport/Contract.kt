@@ -26,6 +26,9 @@ public object SignatureName {
 
     /** Decodes one token of one beam. */
     public const val DECODE_SINGLE: String = "decode_single"
+
+    /** Decodes successive tokens of one sequence. */
+    public const val DECODE_DRAFT: String = "decode_draft"
 }
 
 /** The axes that are dynamic in a dynamic build and fixed in each bucket of a static build. */
@@ -42,6 +45,9 @@ public object Axis {
     /** Sources times beams. */
     public const val ROWS: String = "rows"
 
+    /** Tokens of one sequence that are decoded together. */
+    public const val DRAFT: String = "draft"
+
     /** Decoder positions in a self-attention cache. */
     public const val CAPACITY: String = "capacity"
 }
@@ -54,16 +60,16 @@ public object TensorName {
     /** int32 (sources, source), 1 for a token and 0 for padding; (one, source) in `encode`. */
     public const val ENCODER_PADDING_MASK: String = "encoder_padding_mask"
 
-    /** int32 (sources, beams), an input of `decode` and `decode_single`. */
+    /** int32 (sources, beams), an input of the decoding signatures; (one, draft) for a draft. */
     public const val DECODER_TOKEN_IDS: String = "decoder_token_ids"
 
-    /** int32 (rows), decoder positions from 0, an input of `decode` and `decode_single`. */
+    /** int32 (rows), decoder positions from 0, an input of the decoding signatures. */
     public const val POSITION: String = "position"
 
     /** int32 (rows), the row whose cache each row continues, an input of `decode`. */
     public const val BEAM_INDEX: String = "beam_index"
 
-    /** float32 (rows, vocabulary), an output of `decode` and `decode_single`. */
+    /** float32 (rows, vocabulary), an output of the decoding signatures. */
     public const val LOGITS: String = "logits"
 }
 
@@ -103,6 +109,10 @@ public data class Bucket(
     val encodes: Boolean
         get() = signature == SignatureName.ENCODE
 
+    /** Whether this bucket decodes several tokens of one sequence. */
+    val drafts: Boolean
+        get() = signature == SignatureName.DECODE_DRAFT
+
     /** Names of the self-attention caches: the tensors that are both inputs and outputs. */
     val caches: List<String>
         get() = inputs.keys.filter { it in outputs }
@@ -112,7 +122,8 @@ public data class Bucket(
  * Reads the buckets for one source from a static file's `signatures` in the manifest.
  *
  * There is an encoding bucket for each source length, and a decoding bucket for each combination of
- * source length, number of beams and capacity.
+ * source length, number of beams and capacity. For drafts there may be a further one for each source
+ * length and capacity.
  *
  * @throws ConfigurationError if the signatures are not those of a static build
  */
@@ -168,6 +179,11 @@ private val REQUIRED = mapOf(
         DECODE_SINGLE_REQUIRED.outputs,
     ),
     SignatureName.DECODE_SINGLE to DECODE_SINGLE_REQUIRED,
+    SignatureName.DECODE_DRAFT to Required(
+        setOf(Axis.SOURCE, Axis.DRAFT, Axis.CAPACITY),
+        DECODE_SINGLE_REQUIRED.inputs,
+        DECODE_SINGLE_REQUIRED.outputs,
+    ),
 )
 
 private fun checkNames(bucket: Bucket) {
@@ -185,7 +201,7 @@ private fun checkNames(bucket: Bucket) {
 
 /** Checks that there is a decoding bucket for every combination of the sizes. */
 private fun checkGrid(buckets: List<Bucket>) {
-    val (encoding, decoding) = buckets.partition { it.encodes }
+    val (encoding, decoding) = buckets.filterNot { it.drafts }.partition { it.encodes }
     fun sizes(of: List<Bucket>, axis: String) = of.map { it.sizes.getValue(axis) }.distinct()
     val grid = sizes(encoding, Axis.SOURCE).flatMap { source ->
         sizes(decoding, Axis.BEAMS).flatMap { beams ->

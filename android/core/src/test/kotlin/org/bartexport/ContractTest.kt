@@ -52,6 +52,21 @@ class ContractTest {
         assertEquals(signatures.keys.toList(), buckets.map { it.name })
     }
 
+    @Test
+    fun `a bucket for drafts has caches for one sequence`() {
+        val buckets = readBuckets(signaturesOf(listOf(8, 16), listOf(1, 4), 16, draft = 5))
+        assertEquals(
+            listOf("decode_draft_8", "decode_draft_16"),
+            buckets.filter { it.drafts }.map { it.name },
+        )
+        val draft = buckets.last()
+        assertEquals(
+            mapOf(Axis.SOURCE to 16, Axis.DRAFT to 5, Axis.CAPACITY to 16),
+            draft.sizes,
+        )
+        assertEquals(listOf("self_key_0", "self_value_0"), draft.caches)
+    }
+
     private class Row(val name: String, val says: String, val change: (JsonObject) -> JsonObject)
 
     private val refused = listOf(
@@ -65,7 +80,7 @@ class ContractTest {
         Row("a combination of sizes that is missing", "number of beams and capacity") {
             JsonObject(it - "decode_16_4")
         },
-        Row("an unknown signature", "must be one of encode, decode, decode_single, received x.") {
+        Row("an unknown signature", "must be one of encode, decode, decode_single, decode_draft,") {
             it.at("encode_8") { one -> one.with("signature", JsonPrimitive("x")) }
         },
         Row("an axis that is missing", "signature decode_8_1 lacks beams.") {
@@ -76,6 +91,10 @@ class ContractTest {
         },
         Row("an output that is missing", "signature decode_8_4 lacks logits.") {
             it.at("decode_8_4", "outputs") { outputs -> JsonObject(outputs - "logits") }
+        },
+        Row("a draft of unknown length", "signature decode_draft_8 lacks draft.") {
+            val drafts = signaturesOf(listOf(8), listOf(1), 16, draft = 5)
+            drafts.at("decode_draft_8", "sizes") { sizes -> JsonObject(sizes - "draft") }
         },
         Row("a shape with a word", "signature encode_8 is not a bucket: ") {
             it.at("encode_8", "inputs", "encoder_token_ids") { tensor ->

@@ -119,48 +119,76 @@ private fun JsonObjectBuilder.describeModel() {
 }
 
 /** The signatures of a static build with one layer and one head of size 2, for one text. */
-internal fun signaturesOf(sources: List<Int>, beams: List<Int>, capacity: Int, version: Int = 2) =
-    buildJsonObject {
-        for (source in sources) {
-            val crossKey = if (version > 1) listOf(2, source) else listOf(source, 2)
-            putJsonObject("encode_$source") {
-                put("signature", "encode")
-                putJsonObject("sizes") { put("source", source) }
-                putJsonObject("inputs") {
-                    put("encoder_token_ids", tensor("int32", 1, source))
-                    put("encoder_padding_mask", tensor("int32", 1, source))
-                }
-                putJsonObject("outputs") { putCross(crossKey, source) }
+internal fun signaturesOf(
+    sources: List<Int>,
+    beams: List<Int>,
+    capacity: Int,
+    version: Int = 2,
+    draft: Int = 0,
+) = buildJsonObject {
+    for (source in sources) {
+        val crossKey = if (version > 1) listOf(2, source) else listOf(source, 2)
+        putJsonObject("encode_$source") {
+            put("signature", "encode")
+            putJsonObject("sizes") { put("source", source) }
+            putJsonObject("inputs") {
+                put("encoder_token_ids", tensor("int32", 1, source))
+                put("encoder_padding_mask", tensor("int32", 1, source))
             }
-            for (rows in beams) {
-                putJsonObject("decode_${source}_$rows") {
-                    put("signature", if (rows > 1) "decode" else "decode_single")
-                    putJsonObject("sizes") {
-                        put("source", source)
-                        put("beams", rows)
-                        put("capacity", capacity)
-                        if (version > 1) {
-                            put("sources", 1)
-                            put("rows", rows)
-                        }
+            putJsonObject("outputs") { putCross(crossKey, source) }
+        }
+        for (rows in beams) {
+            putJsonObject("decode_${source}_$rows") {
+                put("signature", if (rows > 1) "decode" else "decode_single")
+                putJsonObject("sizes") {
+                    put("source", source)
+                    put("beams", rows)
+                    put("capacity", capacity)
+                    if (version > 1) {
+                        put("sources", 1)
+                        put("rows", rows)
                     }
-                    putJsonObject("inputs") {
-                        val positions = if (version > 1) rows else 1
-                        put("decoder_token_ids", tensor("int32", rows / positions, positions))
-                        put("position", tensor("int32", positions))
-                        if (rows > 1) put("beam_index", tensor("int32", rows))
-                        put("encoder_padding_mask", tensor("int32", 1, source))
-                        putCross(crossKey, source)
-                        putCaches(rows, capacity)
-                    }
-                    putJsonObject("outputs") {
-                        put("logits", tensor("float32", rows, VOCABULARY_SIZE))
-                        putCaches(rows, capacity)
-                    }
+                }
+                putJsonObject("inputs") {
+                    val positions = if (version > 1) rows else 1
+                    put("decoder_token_ids", tensor("int32", rows / positions, positions))
+                    put("position", tensor("int32", positions))
+                    if (rows > 1) put("beam_index", tensor("int32", rows))
+                    put("encoder_padding_mask", tensor("int32", 1, source))
+                    putCross(crossKey, source)
+                    putCaches(rows, capacity)
+                }
+                putJsonObject("outputs") {
+                    put("logits", tensor("float32", rows, VOCABULARY_SIZE))
+                    putCaches(rows, capacity)
                 }
             }
         }
+        if (draft > 0) {
+            putJsonObject("decode_draft_$source") { putDraft(source, draft, capacity) }
+        }
     }
+}
+
+private fun JsonObjectBuilder.putDraft(source: Int, draft: Int, capacity: Int) {
+    put("signature", "decode_draft")
+    putJsonObject("sizes") {
+        put("source", source)
+        put("draft", draft)
+        put("capacity", capacity)
+    }
+    putJsonObject("inputs") {
+        put("decoder_token_ids", tensor("int32", 1, draft))
+        put("position", tensor("int32", draft))
+        put("encoder_padding_mask", tensor("int32", 1, source))
+        putCross(listOf(2, source), source)
+        putCaches(1, capacity)
+    }
+    putJsonObject("outputs") {
+        put("logits", tensor("float32", draft, VOCABULARY_SIZE))
+        putCaches(1, capacity)
+    }
+}
 
 private fun JsonObjectBuilder.putCross(key: List<Int>, source: Int) {
     put("cross_key_0", tensor("float32", 1, 1, *key.toIntArray()))

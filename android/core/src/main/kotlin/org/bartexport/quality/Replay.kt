@@ -159,7 +159,8 @@ private fun ask(
     val generation = case.generation
     val source = case.sourceTokenIds.toIntArray()
     val state = engine.start(source, generation.numBeams, generation.maxLength)
-    val finished = drive(search(generation), engine.cancellableStep(context), state).last()
+    val searched = drive(search(generation, source), engine.cancellableStep(context), state)
+    val finished = searched.last()
     val best = (finished as SearchEvent.Finished).hypotheses.first()
     return Answer(best.tokenIds, tokenizer.detokenize(best.tokenIds.toIntArray()), best.score)
 }

@@ -26,7 +26,7 @@ internal fun beamSearch(generation: GenerationConfig): Sequence<SearchEvent> = s
         val forced = forcedToken(generation, length)
         val last = length + 1 == generation.maxLength
         val decode =
-            SearchEvent.Decode(beams.sequences.tokensAt(length - 1), beams.cameFrom)
+            SearchEvent.Decode(beams.sequences.tokensAt(length - 1), beams.cameFrom, length - 1)
         if (forced == null || !last) yield(decode)
         val candidates = if (forced == null) {
             beams.candidates(decode.logits, processors, length, generation.eosTokenIds.size)

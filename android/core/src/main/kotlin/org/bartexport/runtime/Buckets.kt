@@ -12,12 +12,14 @@ import org.bartexport.InputError
 /**
  * A source padded to the size of its buckets.
  *
+ * @property draft the bucket that verifies drafts with the caches of [decode], or null
  * @property tokenIds int32 (one, source)
  * @property paddingMask int32 (one, source), 1 for a token and 0 for padding
  */
 public class Fitted(
     public val encode: Bucket,
     public val decode: Bucket,
+    public val draft: Bucket?,
     public val tokenIds: IntArray,
     public val paddingMask: IntArray,
 )
@@ -47,6 +49,8 @@ public fun fit(
     return Fitted(
         encode = buckets.first { it.encodes && it.sizes[Axis.SOURCE] == source },
         decode = buckets.first { it.sizes == sizes },
+        draft = buckets.firstOrNull { it.drafts && (it.sizes - Axis.DRAFT) == sizes - Axis.BEAMS }
+            .takeIf { sizes[Axis.BEAMS] == 1 },
         tokenIds = tokenIds.copyOf(source),
         paddingMask = IntArray(source) { position -> if (position < tokenIds.size) 1 else 0 },
     )

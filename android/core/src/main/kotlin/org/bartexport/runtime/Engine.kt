@@ -8,41 +8,36 @@ package org.bartexport.runtime
 import org.bartexport.BartConfig
 
 /**
- * Logits, float32 (beams, vocabulary), in row-major order in [values].
+ * Logits, float32 (rows, vocabulary), in row-major order in [values].
  *
  * A search may change them in place; the next step may overwrite them.
  */
-public class Logits(public val values: FloatArray, public val beams: Int) {
+public class Logits(public val values: FloatArray, public val rows: Int) {
     /** Number of tokens in the vocabulary. */
     public val vocabulary: Int
-        get() = values.size / beams
+        get() = values.size / rows
 }
 
 /** The result of a step: the [logits] of the next token, and the [state] for the next step. */
 public class Stepped<out State>(public val logits: Logits, public val state: State)
 
 /**
- * Decodes one token of every beam.
+ * Decodes one token of every beam, and possibly a draft; see [SearchEvent.Decode].
  *
- * Before the step, beam k takes over the cache of beam `beamIndex[k]`. Both arrays are (beams,),
- * with the number of beams the state was created for.
+ * Before the step, beam k takes over the cache of beam `beamIndex[k]`. The request has the number of
+ * beams that the state was created for.
  */
 public fun interface Step<State> {
-    public operator fun invoke(
-        state: State,
-        tokenIds: IntArray,
-        beamIndex: IntArray,
-    ): Stepped<State>
+    public operator fun invoke(state: State, request: SearchEvent.Decode): Stepped<State>
 }
 
 /**
  * The state of a decoding.
  *
  * @property serial number of the source within its engine, which keeps only the last one
- * @property position number of decoded tokens
  * @property caches the engine's caches
  */
-public class Decoding(public val serial: Int, public val position: Int, public val caches: Any)
+public class Decoding(public val serial: Int, public val caches: Any)
 
 /** Encodes and decodes one source at a time. */
 public interface Seq2SeqEngine : AutoCloseable {
@@ -60,9 +55,9 @@ public interface Seq2SeqEngine : AutoCloseable {
     public fun start(tokenIds: IntArray, numBeams: Int, maxLength: Int): Decoding
 
     /**
-     * Decodes one token of every beam; see [Step].
+     * Decodes one token of every beam, and a draft if the engine supports it; see [Step].
      *
      * @throws org.bartexport.EngineError if a later [start] has ended this decoding
      */
-    public fun step(state: Decoding, tokenIds: IntArray, beamIndex: IntArray): Stepped<Decoding>
+    public fun step(state: Decoding, request: SearchEvent.Decode): Stepped<Decoding>
 }

@@ -186,11 +186,11 @@ public class Generator(
 
         val progress = Progress()
         val cancellable = engine.cancellableStep(currentCoroutineContext())
-        val step = Step<Decoding> { decoding, ids, beamIndex ->
+        val step = Step<Decoding> { decoding, request ->
             checkOpen()
-            cancellable(decoding, ids, beamIndex).also { progress.steps += 1 }
+            cancellable(decoding, request).also { progress.steps += 1 }
         }
-        val hypotheses = emitText(drive(search(generation), step, state), progress)
+        val hypotheses = emitText(drive(search(generation, tokenIds), step, state), progress)
         val decoded = System.nanoTime()
         val sequences = hypotheses.map { hypothesis ->
             val ids = hypothesis.tokenIds.toIntArray()
@@ -244,7 +244,7 @@ private class Progress {
         private set
     private var settled = 0
 
-    /** Tokens of each sequence: forced tokens settle without a step, others may settle later. */
+    /** Tokens of each sequence: some settle without a step of their own, others settle later. */
     val tokens: Int
         get() = max(steps, settled)
 
@@ -256,9 +256,9 @@ private class Progress {
 
 /** Returns the engine's step, preceded by a check that [context] is not cancelled. */
 internal fun Seq2SeqEngine.cancellableStep(context: CoroutineContext): Step<Decoding> =
-    Step { state, tokenIds, beamIndex ->
+    Step { state, request ->
         context.ensureActive()
-        step(state, tokenIds, beamIndex)
+        step(state, request)
     }
 
 private fun seconds(from: Long, until: Long) = (until - from) / NANOSECONDS

@@ -27,7 +27,7 @@ internal fun processors(generation: GenerationConfig): List<Processor> = listOf(
     (generation.minLength > 0) to minLength(generation.minLength, generation.eosTokenIds),
 ).filter { (on, _) -> on }.map { (_, processor) -> processor }
 
-/** Applies every processor to every row; [zeros] is float32 (beams,). */
+/** Applies every processor to every row; [zeros] is float32 (rows,). */
 internal fun List<Processor>.process(
     sequences: Array<IntArray>,
     length: Int,
@@ -35,7 +35,7 @@ internal fun List<Processor>.process(
     zeros: FloatArray,
 ) {
     for (processor in this) {
-        for (row in 0 until logits.beams) {
+        for (row in 0 until logits.rows) {
             val start = row * logits.vocabulary
             processor.process(sequences[row], length, logits.values, start, zeros[row])
         }

@@ -11,13 +11,13 @@ import kotlin.math.ln
 import org.bartexport.EngineError
 
 /**
- * Returns log(sum(exp(row))) of each row, float32 (beams,). A token's log-probability is its logit
+ * Returns log(sum(exp(row))) of each row, float32 (rows,). A token's log-probability is its logit
  * minus this normalizer, and at most 0.
  *
  * @throws EngineError if a logit is NaN or positive infinity, or all are negative infinity
  */
-internal fun logNormalizers(logits: Logits): FloatArray = FloatArray(logits.beams) { beam ->
-    val start = beam * logits.vocabulary
+internal fun logNormalizers(logits: Logits): FloatArray = FloatArray(logits.rows) { row ->
+    val start = row * logits.vocabulary
     val end = start + logits.vocabulary
     val peak = logits.values.maximum(start, end)
     // The maximum ignores NaN, but the sum does not.
@@ -104,7 +104,7 @@ internal class Candidates(val rows: IntArray, val tokens: IntArray, val sums: Do
  */
 internal fun largest(logits: Logits, offsets: DoubleArray, count: Int): Candidates {
     val found = Best(count)
-    for (row in 0 until logits.beams) {
+    for (row in 0 until logits.rows) {
         if (offsets[row] > Double.NEGATIVE_INFINITY) found.offer(logits, row, offsets[row])
     }
     return found.candidates()

@@ -25,11 +25,21 @@ public sealed interface SearchEvent {
     /**
      * A request to decode one token of every beam.
      *
-     * Beam k continues beam `beamIndex[k]` of the previous request with token `tokenIds[k]`. The
-     * driver sets [logits] before it takes the next event; the search changes them in place.
+     * Beam k continues beam `beamIndex[k]` of the previous request with token `tokenIds[k]`; both
+     * arrays are (beams,). The driver sets [logits], (beams, vocabulary), before it takes the next
+     * event; the search changes them in place.
+     *
+     * @property position number of preceding tokens
+     * @property draft guesses of a single beam's next tokens. The driver may also set the logits
+     *     after the first of them, (1 + verified, vocabulary). After a wrong guess, the search
+     *     requests its position again
      */
-    public class Decode(public val tokenIds: IntArray, public val beamIndex: IntArray) :
-        SearchEvent {
+    public class Decode(
+        public val tokenIds: IntArray,
+        public val beamIndex: IntArray,
+        public val position: Int = 0,
+        public val draft: IntArray = IntArray(0),
+    ) : SearchEvent {
         public lateinit var logits: Logits
     }
 
@@ -44,7 +54,8 @@ public sealed interface SearchEvent {
 }
 
 /**
- * Searches for the best sequences. The sequence of events is lazy.
+ * Searches for the best sequences; [source] are the source's token ids, for drafts. The sequence of
+ * events is lazy.
  *
  * Each step is followed by a [SearchEvent.Settled]: with the chosen token in greedy search and for
  * a single sample; with no, one or several tokens in beam search; and with all tokens at the end
@@ -57,8 +68,11 @@ public sealed interface SearchEvent {
  * Iterating throws an [org.bartexport.EngineError] if logits are NaN or infinite, and a
  * [ConfigurationError] if the settings forbid every token.
  */
-public fun search(generation: GenerationConfig): Sequence<SearchEvent> =
-    if (generation.numBeams > 1) beamSearch(generation) else tokenSearch(generation)
+public fun search(
+    generation: GenerationConfig,
+    source: IntArray = IntArray(0),
+): Sequence<SearchEvent> =
+    if (generation.numBeams > 1) beamSearch(generation) else tokenSearch(generation, source)
 
 /**
  * Runs a [search] with a [step] function and an initial [state], lazily, and returns its outputs.
@@ -72,7 +86,7 @@ public fun <State> drive(
     for (event in search) {
         when (event) {
             is SearchEvent.Decode -> {
-                val stepped = step(current, event.tokenIds, event.beamIndex)
+                val stepped = step(current, event)
                 event.logits = stepped.logits
                 current = stepped.state
             }
@@ -83,7 +97,10 @@ public fun <State> drive(
 }
 
 /** Greedy search and sampling: chooses one token per step for each of the independent rows. */
-private fun tokenSearch(generation: GenerationConfig): Sequence<SearchEvent> = sequence {
+private fun tokenSearch(generation: GenerationConfig, source: IntArray) = sequence {
+    val lookup = promptLookup(generation, source)
+    var decode: SearchEvent.Decode? = null // the latest request
+    var place = 0 // the row of its logits for the next token
     val rows = generation.numReturnSequences
     val chooser = TokenChooser(generation)
 
@@ -94,16 +111,26 @@ private fun tokenSearch(generation: GenerationConfig): Sequence<SearchEvent> = s
     var running = List(rows) { it }
     for (length in 1 until generation.maxLength) {
         val forced = forcedToken(generation, length)
-        val decode = SearchEvent.Decode(sequences.tokensAt(length - 1), beamIndex)
-        if (forced == null || length + 1 < generation.maxLength) yield(decode)
+        if (decode?.verified(place) == sequences[0][length - 1]) {
+            place++
+        } else if (forced == null || length + 1 < generation.maxLength) {
+            val tokens = sequences.tokensAt(length - 1)
+            val draft = lookup?.draft() ?: IntArray(0)
+            decode = SearchEvent.Decode(tokens, beamIndex, length - 1, draft)
+            place = 0
+            yield(decode)
+        }
         if (forced == null) {
-            chooser.choose(decode.logits, running, sequences, length, scores)
+            val decoded = checkNotNull(decode).logits
+            val logits = if (lookup == null) decoded else decoded.row(place)
+            chooser.choose(logits, running, sequences, length, scores)
         } else {
             for (row in running) sequences[row][length] = forced
         }
         for (row in running) {
             if (sequences[row][length] in generation.eosTokenIds) lengths[row] = length + 1
         }
+        lookup?.add(sequences[0][length])
         running = running.filter { lengths[it] > length + 1 }
         yield(SearchEvent.Settled(if (rows == 1) listOf(sequences[0][length]) else listOf()))
         if (running.isEmpty()) break
@@ -112,6 +139,16 @@ private fun tokenSearch(generation: GenerationConfig): Sequence<SearchEvent> = s
         .sortedByDescending { it.score }
     if (rows > 1) yield(SearchEvent.Settled(hypotheses[0].tokenIds.drop(1)))
     yield(SearchEvent.Finished(hypotheses))
+}
+
+/** Returns the guess at [place] of the draft if the logits after it are known, or null. */
+private fun SearchEvent.Decode.verified(place: Int): Int? =
+    if (place < logits.rows - 1) draft.getOrNull(place) else null
+
+private fun Logits.row(place: Int): Logits = if (rows == 1) {
+    this
+} else {
+    Logits(values.copyOfRange(place * vocabulary, (place + 1) * vocabulary), 1)
 }
 
 /** Chooses the next token of each row and adds its score. */
@@ -130,7 +167,7 @@ private class TokenChooser(generation: GenerationConfig) {
     ) {
         val normalizers = logNormalizers(logits)
         val unprocessed = if (rescores) logits.values.copyOf() else logits.values
-        processors.process(sequences, length, logits, FloatArray(logits.beams))
+        processors.process(sequences, length, logits, FloatArray(logits.rows))
         for (row in running) {
             val token = choice.choose(logits, row)
             val place = row * logits.vocabulary + token

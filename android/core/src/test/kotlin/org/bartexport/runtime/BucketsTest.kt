@@ -3,6 +3,7 @@ package org.bartexport.runtime
 import kotlin.test.assertContentEquals
 import kotlin.test.assertEquals
 import kotlin.test.assertFailsWith
+import org.bartexport.Bucket
 import org.bartexport.InputError
 import org.bartexport.SMALL
 import org.bartexport.VOCABULARY_SIZE
@@ -44,6 +45,17 @@ class BucketsTest {
             assertEquals(row.encode, fitted.encode.name)
             assertEquals(row.decode, fitted.decode.name)
         }
+    }
+
+    @Test
+    fun `drafts have the bucket of their source, with one beam`() {
+        val drafting = readBuckets(signaturesOf(listOf(16, 8), listOf(4, 1), 16, draft = 5))
+        fun draft(of: List<Bucket>, tokens: Int, beams: Int) =
+            fit(SMALL, of, ids(tokens), beams, 16).draft?.name
+        assertEquals("decode_draft_8", draft(drafting, 8, 1))
+        assertEquals("decode_draft_16", draft(drafting, 9, 1))
+        assertEquals(null, draft(drafting, 9, 2))
+        assertEquals(null, draft(buckets, 8, 1))
     }
 
     @Test

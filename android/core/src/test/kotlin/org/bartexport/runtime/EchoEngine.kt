@@ -32,18 +32,17 @@ internal class EchoEngine(
     override fun start(tokenIds: IntArray, numBeams: Int, maxLength: Int): Decoding = alone {
         if (maxLength > longest) throw InputError("max_length must be at most $longest.")
         serial += 1
-        Decoding(serial, 0, Spoken(tokenIds, List(numBeams) { emptyList() }))
+        Decoding(serial, Spoken(tokenIds, List(numBeams) { emptyList() }))
     }
 
-    override fun step(state: Decoding, tokenIds: IntArray, beamIndex: IntArray): Stepped<Decoding> =
-        alone {
-            onStep(steps.incrementAndGet())
-            if (state.serial != serial) throw EngineError("Another generation has begun.")
-            val before = state.caches as Spoken
-            val beams = beamIndex.mapIndexed { beam, from -> before.beams[from] + tokenIds[beam] }
-            val next = Spoken(before.source, beams)
-            Stepped(logits(next), Decoding(serial, state.position + 1, next))
-        }
+    override fun step(state: Decoding, request: SearchEvent.Decode): Stepped<Decoding> = alone {
+        onStep(steps.incrementAndGet())
+        if (state.serial != serial) throw EngineError("Another generation has begun.")
+        val before = state.caches as Spoken
+        val grown = grown(before.beams, request)
+        val next = Spoken(before.source, grown.takeLast(before.beams.size))
+        Stepped(logits(Spoken(before.source, grown)), Decoding(serial, next))
+    }
 
     override fun close() = alone { closed += 1 }
 

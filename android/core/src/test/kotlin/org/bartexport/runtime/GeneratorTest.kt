@@ -123,6 +123,21 @@ class GeneratorTest {
     }
 
     @Test
+    fun `a source that is said again takes fewer steps with drafts, and gives the same events`() =
+        runTest {
+            val engines = List(2) { EchoEngine(SMALL) }
+            val drafting = greedy.copy(promptLookupNumTokens = 10)
+            val (usual, drafted) = engines.zip(listOf(greedy, drafting)) { engine, generation ->
+                generator(engine).generate(text, generation).toList()
+            }
+            assertEquals(usual.texts(), drafted.texts())
+            assertEquals(usual.result().sequences, drafted.result().sequences)
+            val (every, fewer) = engines.map { it.steps.get() }
+            assertEquals(usual.result().timings.tokens, every)
+            assertTrue(fewer < every / 4, "$fewer of $every")
+        }
+
+    @Test
     fun `a character that is cut at the end is replaced in the last piece`() = runTest {
         val events = generator().generate("Ü", greedy.copy(maxLength = 3)).toList()
         assertEquals(listOf("", "", "\uFFFD"), events.texts().map { it.piece })

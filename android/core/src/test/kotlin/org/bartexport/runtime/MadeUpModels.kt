@@ -28,19 +28,34 @@ val SETTINGS = GenerationConfig(
     bosTokenId = 2,
 )
 
-/** The step function of a model; records its calls. */
-class CountedStep(private val model: Model) : Step<Sequences> {
+/** The step function of a model, which verifies up to [most] drafted tokens; records its calls. */
+class CountedStep(private val most: Int = Int.MAX_VALUE, private val model: Model) :
+    Step<Sequences> {
     val calls = mutableListOf<List<Int>>()
 
-    override fun invoke(
-        state: Sequences,
-        tokenIds: IntArray,
-        beamIndex: IntArray,
-    ): Stepped<Sequences> {
-        calls += tokenIds.toList()
-        val grown = tokenIds.indices.map { state[beamIndex[it]] + tokenIds[it] }
-        return Stepped(logits(grown.map(model)), grown)
+    /** Number of drafts with a wrong guess. */
+    var rejected = 0
+        private set
+
+    override fun invoke(state: Sequences, request: SearchEvent.Decode): Stepped<Sequences> {
+        calls += request.tokenIds.toList()
+        if (state[0].size > request.position) rejected++
+        val grown = grown(state, request, most)
+        return Stepped(logits(grown.map(model)), grown.takeLast(state.size))
     }
+}
+
+/** Returns the tokens of every beam after a request, and of the last one after each guess. */
+fun grown(
+    beams: Sequences,
+    request: SearchEvent.Decode,
+    most: Int = Int.MAX_VALUE,
+): List<List<Int>> {
+    val grown = request.tokenIds.indices.map {
+        beams[request.beamIndex[it]].take(request.position) + request.tokenIds[it]
+    }
+    val guesses = request.draft.take(most)
+    return grown.dropLast(1) + guesses.scan(grown.last()) { tokens, guess -> tokens + guess }
 }
 
 /** Returns the logits of several rows. */
@@ -68,15 +83,19 @@ fun sharedModel(vocabulary: Int): Model = { sequence ->
     }
 }
 
-/** Runs a search over a step function. */
-fun events(step: Step<Sequences>, generation: GenerationConfig): Sequence<SearchEvent.Output> {
+/** Runs a search over a step function; [source] is looked up for drafts. */
+fun events(
+    step: Step<Sequences>,
+    generation: GenerationConfig,
+    source: List<Int> = emptyList(),
+): Sequence<SearchEvent.Output> {
     val rows = maxOf(generation.numBeams, generation.numReturnSequences)
-    return drive(search(generation), step, List(rows) { emptyList() })
+    return drive(search(generation, source.toIntArray()), step, List(rows) { emptyList() })
 }
 
 /** Returns the hypotheses of a search over a model. */
 fun hypotheses(model: Model, generation: GenerationConfig): List<Hypothesis> =
-    (events(CountedStep(model), generation).last() as SearchEvent.Finished).hypotheses
+    (events(CountedStep(model = model), generation).last() as SearchEvent.Finished).hypotheses
 
 /** Returns a file of the fixtures that Python generates. */
 fun madeByPython(name: String): File {

@@ -38,7 +38,7 @@ class SearchTest {
         assertTrue(rows.size >= 150)
         for (row in rows) {
             val expected = Json.decodeFromString<PythonSearch>(row)
-            val step = CountedStep(sharedModel(expected.vocabularySize))
+            val step = CountedStep(model = sharedModel(expected.vocabularySize))
             val events = events(step, expected.generation).toList()
             val hypotheses = (events.last() as SearchEvent.Finished).hypotheses
             assertEquals(
@@ -121,6 +121,65 @@ class SearchTest {
         }
     }
 
+    private val long = SETTINGS.copy(maxLength = 48, minLength = 48)
+
+    /** Settings of greedy search that a draft must not circumvent. */
+    private val drafting = listOf(
+        long,
+        long.copy(minLength = 0),
+        long.copy(noRepeatNgramSize = 2),
+        long.copy(repetitionPenalty = 1.3),
+        long.copy(forcedBosTokenId = 3, forcedEosTokenId = END),
+    )
+
+    private class Drafted(val events: List<SearchEvent.Output>, val step: CountedStep)
+
+    private fun drafted(generation: GenerationConfig, model: Model, most: Int, source: List<Int>) =
+        CountedStep(most, model).let { step ->
+            val drafts = generation.copy(promptLookupNumTokens = 6)
+            Drafted(events(step, drafts, source).toList(), step)
+        }
+
+    private fun altered(tokens: List<Int>) =
+        tokens.mapIndexed { place, token -> if (place % 9 == 8) 5 else token }
+
+    @Test
+    fun `whatever is drafted, the events are greedy search's`() {
+        for ((seed, generation) in drafting.withIndex()) {
+            val model = randomModel(seed, vocabulary = 40)
+            val usual = CountedStep(model = model)
+            val expected = events(usual, generation).toList()
+            val tokens = (expected.last() as SearchEvent.Finished).hypotheses[0].tokenIds
+            val sources = mapOf(
+                "right" to tokens,
+                "half right" to altered(tokens),
+                "wrong" to tokens.flatMap { listOf(it, if (it == 5) 6 else 5) },
+            )
+            for ((name, source) in sources) {
+                for (most in listOf(0, 1, 3, Int.MAX_VALUE)) {
+                    val drafted = drafted(generation, model, most, source)
+                    assertEquals(expected, drafted.events, "$name, $most, $generation")
+                    if (most == 0 || name == "wrong") assertEquals(usual.calls, drafted.step.calls)
+                }
+            }
+        }
+    }
+
+    @Test
+    fun `a pass verifies several tokens, and a wrong guess costs one`() {
+        val model = randomModel(1, vocabulary = 40)
+        val usual = CountedStep(model = model)
+        val end = events(usual, long).last() as SearchEvent.Finished
+        val tokens = end.hypotheses[0].tokenIds
+        val right = drafted(long, model, Int.MAX_VALUE, tokens).step
+        assertEquals(0, right.rejected)
+        // The first two guesses are not drafted; then a pass decodes seven tokens.
+        assertEquals(3 + (usual.calls.size - 3 + 6) / 7, right.calls.size)
+        val half = drafted(long, model, Int.MAX_VALUE, altered(tokens)).step
+        assertTrue(half.rejected >= 3, "${half.rejected}")
+        assertTrue(half.calls.size in right.calls.size + 1..usual.calls.size / 2)
+    }
+
     @Test
     fun `equal logits go to the lower token and the lower beam`() {
         val short = SETTINGS.copy(maxLength = 4)
@@ -134,7 +193,7 @@ class SearchTest {
 
     @Test
     fun `beams that can only equal the finished hypotheses are not continued`() {
-        val step = CountedStep(flatModel())
+        val step = CountedStep(model = flatModel())
         val finished = events(step, SETTINGS.copy(numBeams = 2)).last() as SearchEvent.Finished
         assertEquals(listOf(START, END), finished.hypotheses[0].tokenIds)
         assertEquals(2, step.calls.size)
@@ -154,7 +213,7 @@ class SearchTest {
     @Test
     fun `a forced token at the end needs no step`() {
         for (kind in kinds(SETTINGS.copy(minLength = 6, maxLength = 6, forcedEosTokenId = END))) {
-            val step = CountedStep(randomModel(2))
+            val step = CountedStep(model = randomModel(2))
             val finished = events(step, kind).last() as SearchEvent.Finished
             assertEquals(4, step.calls.size)
             assertEquals(6, finished.hypotheses[0].tokenIds.size)
@@ -178,7 +237,7 @@ class SearchTest {
     @Test
     fun `nothing is computed before it is asked for or after the asking ends`() {
         for (kind in kinds(SETTINGS.copy(minLength = 12))) {
-            val step = CountedStep(randomModel(2))
+            val step = CountedStep(model = randomModel(2))
             val events = events(step, kind)
             assertEquals(0, step.calls.size)
             events.take(2).toList()
@@ -189,7 +248,7 @@ class SearchTest {
     @Test
     fun `a search can be run again`() {
         for (kind in kinds(SETTINGS.copy(seed = 3))) {
-            val events = events(CountedStep(randomModel(2)), kind)
+            val events = events(CountedStep(model = randomModel(2)), kind)
             assertEquals(events.toList(), events.toList())
         }
     }
@@ -199,10 +258,10 @@ class SearchTest {
         val kinds = listOf(SETTINGS.copy(numBeams = 3), SETTINGS.copy(doSample = true, seed = 0))
         for (kind in kinds) {
             var latest = Any()
-            val step = Step<Any> { state, tokenIds, beamIndex ->
+            val step = Step<Any> { state, request ->
                 assertSame(latest, state)
-                assertEquals(3, tokenIds.size)
-                assertEquals(3, beamIndex.size)
+                assertEquals(3, request.tokenIds.size)
+                assertEquals(3, request.beamIndex.size)
                 latest = Any()
                 Stepped(Logits(FloatArray(3 * VOCABULARY) { (it % VOCABULARY) / 9f }, 3), latest)
             }
@@ -213,10 +272,10 @@ class SearchTest {
     @Test
     fun `a step may hand out the same buffer every time`() {
         for (kind in kinds(SETTINGS.copy(noRepeatNgramSize = 2, repetitionPenalty = 1.2))) {
-            val inner = CountedStep(randomModel(5))
+            val inner = CountedStep(model = randomModel(5))
             val buffer = FloatArray(kind.numBeams * VOCABULARY)
-            val step = Step<Sequences> { state, tokenIds, beamIndex ->
-                val stepped = inner(state, tokenIds, beamIndex)
+            val step = Step<Sequences> { state, request ->
+                val stepped = inner(state, request)
                 stepped.logits.values.copyInto(buffer)
                 Stepped(Logits(buffer, kind.numBeams), stepped.state)
             }
@@ -256,7 +315,7 @@ class SearchTest {
             for (lengthPenalty in listOf(0.0, -0.5, -1.0)) {
                 val generation = SETTINGS.copy(numBeams = 3, lengthPenalty = lengthPenalty)
                 val never = generation.copy(earlyStopping = EarlyStopping.NEVER)
-                val steps = List(2) { CountedStep(randomModel(seed)) }
+                val steps = List(2) { CountedStep(model = randomModel(seed)) }
                 assertEquals(
                     events(steps[0], generation).toList(),
                     events(steps[1], never).toList(),
@@ -310,7 +369,7 @@ class SearchTest {
         listOf(generation, generation.copy(numBeams = 3), generation.copy(doSample = true))
 
     private fun settled(model: Model, generation: GenerationConfig): List<List<Int>> =
-        events(CountedStep(model), generation)
+        events(CountedStep(model = model), generation)
             .filterIsInstance<SearchEvent.Settled>()
             .map { it.tokenIds }
             .toList()

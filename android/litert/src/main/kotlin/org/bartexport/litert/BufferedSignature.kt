@@ -2,26 +2,35 @@
  * Signatures of a compiled model with their buffers; mirrors
  * bart_export/runtime/compiled_model.py.
  *
- * `encode` writes into the inputs of `decode`, and two sets of cache buffers alternate, so nothing
- * is copied between calls.
+ * `encode` writes into the inputs of `decode`, which `decode_draft` shares, and two sets of cache
+ * buffers alternate, so nothing is copied between calls.
  */
 package org.bartexport.litert
 
 import com.google.ai.edge.litert.CompiledModel
 import com.google.ai.edge.litert.TensorBuffer
+import org.bartexport.Axis
 import org.bartexport.Bucket
 import org.bartexport.EngineError
 import org.bartexport.TensorName
+import org.bartexport.runtime.Fitted
 
 internal typealias Buffers = Map<String, TensorBuffer>
 
-/** The cache buffers that the next step reads, and those that it writes. */
-internal class Caches(val read: Buffers, val written: Buffers)
+/**
+ * The cache buffers that the next step reads, and those that it writes.
+ *
+ * @property filled number of positions in [read] that may differ from 0
+ */
+internal class Caches(val read: Buffers, val written: Buffers, val filled: Int = 0) {
+    /** Returns the caches after a step that filled positions below [filled]. */
+    fun after(filled: Int): Caches = Caches(written, read, filled)
+}
 
 /**
  * A signature of a compiled model, with buffers for its tensors.
  *
- * @param unbuffered outputs without buffers here, because they are written to another signature's
+ * @param unbuffered tensors without buffers here, because another signature's are used
  * @throws EngineError if LiteRT cannot create the buffers
  */
 internal class BufferedSignature(
@@ -30,7 +39,7 @@ internal class BufferedSignature(
     unbuffered: Set<String> = emptySet(),
 ) : AutoCloseable {
     private val buffers = mutableListOf<TensorBuffer>()
-    val inputs: Buffers = create(bucket.inputs.keys, model::createInputBuffer)
+    val inputs: Buffers = create(bucket.inputs.keys - unbuffered, model::createInputBuffer)
     val outputs: Buffers = create(bucket.outputs.keys - unbuffered, model::createOutputBuffer)
 
     /** The two sets of cache buffers, which steps read and write in turn. */
@@ -57,23 +66,29 @@ internal class BufferedSignature(
 }
 
 /**
- * An encoding and a decoding bucket of the same source length, with buffers.
+ * The buckets of a request, with buffers.
  *
+ * @property draft the bucket that verifies drafts, or null
  * @throws EngineError if LiteRT cannot create the buffers
  */
-internal class BufferedBuckets(model: CompiledModel, encode: Bucket, decode: Bucket) :
-    AutoCloseable {
-    val encode: BufferedSignature = BufferedSignature(model, encode, encode.outputs.keys)
-    val decode: BufferedSignature = try {
-        BufferedSignature(model, decode)
+internal class BufferedBuckets(model: CompiledModel, fitted: Fitted) : AutoCloseable {
+    private val opened = mutableListOf<BufferedSignature>()
+    val encode: BufferedSignature = open(model, fitted.encode, fitted.encode.outputs.keys)
+    val decode: BufferedSignature = open(model, fitted.decode, emptySet())
+    val draft: BufferedSignature? = fitted.draft?.let { open(model, it, it.inputs.keys - NEW) }
+
+    override fun close(): Unit = opened.forEach(BufferedSignature::close)
+
+    private fun open(model: CompiledModel, bucket: Bucket, unbuffered: Set<String>) = try {
+        BufferedSignature(model, bucket, unbuffered).also(opened::add)
     } catch (error: EngineError) {
-        this.encode.close()
+        close()
         throw error
     }
 
-    override fun close() {
-        encode.close()
-        decode.close()
+    private companion object {
+        /** The inputs that differ between a step and a draft. */
+        val NEW = setOf(TensorName.DECODER_TOKEN_IDS, TensorName.POSITION)
     }
 }
 
@@ -119,6 +134,43 @@ internal fun decodeRows(
     val positions = decode.bucket.inputs.getValue(TensorName.POSITION).elements
     decode.inputs.getValue(TensorName.POSITION).writeInt(IntArray(positions) { position })
     decode.inputs[TensorName.BEAM_INDEX]?.writeInt(beamIndex)
+    // A step adds to the caches, which may hold rejected tokens.
+    if (caches.filled > position) clear(decode, caches, position)
     decode.run(caches.read, caches.written)
     decode.outputs.getValue(TensorName.LOGITS).readFloat()
+}
+
+/** Sets the caches to 0 from position [first] on. */
+private fun clear(decode: BufferedSignature, caches: Caches, first: Int) {
+    for ((name, buffer) in caches.read) {
+        val (_, _, capacity, size) = decode.bucket.inputs.getValue(name).shape
+        val values = buffer.readFloat()
+        for (head in values.indices step capacity * size) {
+            values.fill(0f, head + first * size, head + capacity * size)
+        }
+        buffer.writeFloat(values)
+    }
+}
+
+/**
+ * Decodes successive tokens of one sequence and returns the logits after each, float32
+ * (tokens, vocabulary).
+ *
+ * @param position number of tokens decoded before
+ * @param tokenIds int32 (tokens), at most as many as [draft] takes
+ */
+internal fun decodeDraft(
+    decode: BufferedSignature,
+    draft: BufferedSignature,
+    caches: Caches,
+    position: Int,
+    tokenIds: IntArray,
+): FloatArray = running("failed to decode") {
+    val tokens = draft.bucket.sizes.getValue(Axis.DRAFT)
+    draft.inputs.getValue(TensorName.DECODER_TOKEN_IDS).writeInt(tokenIds.copyOf(tokens))
+    draft.inputs.getValue(TensorName.POSITION).writeInt(IntArray(tokens) { position + it })
+    val source = decode.inputs.filterKeys { it in draft.bucket.inputs && it !in draft.inputs }
+    draft.run(source + caches.read, caches.written)
+    val logits = draft.outputs.getValue(TensorName.LOGITS).readFloat()
+    logits.copyOf(logits.size / tokens * tokenIds.size)
 }

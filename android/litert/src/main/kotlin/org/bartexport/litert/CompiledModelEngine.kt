@@ -11,7 +11,9 @@ import org.bartexport.BartConfig
 import org.bartexport.Bucket
 import org.bartexport.EngineError
 import org.bartexport.runtime.Decoding
+import org.bartexport.runtime.Fitted
 import org.bartexport.runtime.Logits
+import org.bartexport.runtime.SearchEvent
 import org.bartexport.runtime.Seq2SeqEngine
 import org.bartexport.runtime.Stepped
 import org.bartexport.runtime.fillRows
@@ -49,32 +51,23 @@ public class CompiledModelEngine private constructor(
         checkOpen()
         val fitted = fit(config, buckets, tokenIds, numBeams, maxLength)
         serial += 1
-        val chosen = buffers(fitted.encode, fitted.decode)
-        return Decoding(serial, 0, encodeSource(chosen, fitted.tokenIds, fitted.paddingMask))
+        val chosen = buffers(fitted)
+        return Decoding(serial, encodeSource(chosen, fitted.tokenIds, fitted.paddingMask))
     }
 
     /** @throws EngineError if a later [start] has ended this decoding, and as [start] does */
     @Synchronized
-    override fun step(
-        state: Decoding,
-        tokenIds: IntArray,
-        beamIndex: IntArray,
-    ): Stepped<Decoding> {
+    override fun step(state: Decoding, request: SearchEvent.Decode): Stepped<Decoding> {
         checkOpen()
-        val decode = buffered?.decode
+        val chosen = buffered
         val caches = state.caches
-        if (decode == null || caches !is Caches || state.serial != serial) throw ended()
-        val (rows, places) = fillRows(
-            decode.bucket.sizes.getValue(Axis.BEAMS),
-            tokenIds,
-            beamIndex,
-        )
-        val logits = decodeRows(decode, caches, state.position, rows, places)
-        val beams = tokenIds.size
-        val size = logits.size / rows.size * beams
-        val next = Decoding(serial, state.position + 1, Caches(caches.written, caches.read))
-        val values = if (size == logits.size) logits else logits.copyOf(size)
-        return Stepped(Logits(values, beams), next)
+        if (chosen == null || caches !is Caches || state.serial != serial) throw ended()
+        val draft = chosen.draft?.takeIf { it.fits(request) }
+        return if (draft == null) {
+            stepRows(chosen.decode, caches, request)
+        } else {
+            stepDraft(chosen.decode, draft, caches, request)
+        }
     }
 
     @Synchronized
@@ -85,12 +78,48 @@ public class CompiledModelEngine private constructor(
         opened.close()
     }
 
-    private fun buffers(encode: Bucket, decode: Bucket): BufferedBuckets {
+    private fun buffers(fitted: Fitted): BufferedBuckets {
         val current = buffered
-        if (current != null && current.decode.bucket == decode) return current
+        if (current != null && current.decode.bucket == fitted.decode) return current
         buffered = null
         current?.close()
-        return BufferedBuckets(opened.model, encode, decode).also { buffered = it }
+        return BufferedBuckets(opened.model, fitted).also { buffered = it }
+    }
+
+    /** The model has no embeddings for later positions, not even for padding. */
+    private fun BufferedSignature.fits(request: SearchEvent.Decode): Boolean =
+        request.draft.isNotEmpty() &&
+            request.position + bucket.sizes.getValue(Axis.DRAFT) <= config.maxSequenceLength
+
+    private fun stepRows(
+        decode: BufferedSignature,
+        caches: Caches,
+        request: SearchEvent.Decode,
+    ): Stepped<Decoding> {
+        val (rows, places) = fillRows(
+            decode.bucket.sizes.getValue(Axis.BEAMS),
+            request.tokenIds,
+            request.beamIndex,
+        )
+        val logits = decodeRows(decode, caches, request.position, rows, places)
+        val beams = request.tokenIds.size
+        val size = logits.size / rows.size * beams
+        val values = if (size == logits.size) logits else logits.copyOf(size)
+        val next = caches.after(request.position + 1)
+        return Stepped(Logits(values, beams), Decoding(serial, next))
+    }
+
+    private fun stepDraft(
+        decode: BufferedSignature,
+        draft: BufferedSignature,
+        caches: Caches,
+        request: SearchEvent.Decode,
+    ): Stepped<Decoding> {
+        val size = draft.bucket.sizes.getValue(Axis.DRAFT)
+        val tokenIds = (request.tokenIds + request.draft).let { it.copyOf(minOf(it.size, size)) }
+        val logits = decodeDraft(decode, draft, caches, request.position, tokenIds)
+        val next = caches.after(request.position + size)
+        return Stepped(Logits(logits, tokenIds.size), Decoding(serial, next))
     }
 
     private fun checkOpen() {
@@ -102,11 +131,14 @@ public class CompiledModelEngine private constructor(
             "generation before the next one, or open a second engine.",
     )
 
-    /** Decodes one token to test the accelerator. */
+    /** Decodes one token, and one with a draft, to test the accelerator. */
     private fun tryOut() {
         val state = start(intArrayOf(0), 1, 1)
-        val logits = step(state, intArrayOf(0), intArrayOf(0)).logits.values
-        if (logits.any { !it.isFinite() }) throw EngineError("its results are not finite.")
+        for (draft in listOf(IntArray(0), IntArray(1))) {
+            val request = SearchEvent.Decode(intArrayOf(0), intArrayOf(0), draft = draft)
+            val logits = step(state, request).logits.values
+            if (logits.any { !it.isFinite() }) throw EngineError("its results are not finite.")
+        }
     }
 
     public companion object {

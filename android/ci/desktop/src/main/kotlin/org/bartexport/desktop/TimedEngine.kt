@@ -5,6 +5,7 @@ package org.bartexport.desktop
 
 import org.bartexport.litert.CompiledModelEngine
 import org.bartexport.runtime.Decoding
+import org.bartexport.runtime.SearchEvent
 import org.bartexport.runtime.Seq2SeqEngine
 import org.bartexport.runtime.Stepped
 
@@ -41,13 +42,9 @@ class TimedEngine(private val engine: CompiledModelEngine) : Seq2SeqEngine by en
     }
 
     @Synchronized
-    override fun step(
-        state: Decoding,
-        tokenIds: IntArray,
-        beamIndex: IntArray,
-    ): Stepped<Decoding> {
+    override fun step(state: Decoding, request: SearchEvent.Decode): Stepped<Decoding> {
         val began = System.nanoTime()
-        return engine.step(state, tokenIds, beamIndex).also {
+        return engine.step(state, request).also {
             decode += System.nanoTime() - began
             steps += 1
         }

@@ -16,6 +16,7 @@ import org.bartexport.GenerationConfig
 import org.bartexport.InputError
 import org.bartexport.litert.Accelerator
 import org.bartexport.litert.CompiledModelEngine
+import org.bartexport.runtime.SearchEvent
 import org.junit.jupiter.api.DynamicTest
 import org.junit.jupiter.api.DynamicTest.dynamicTest
 import org.junit.jupiter.api.Test
@@ -69,8 +70,9 @@ class EngineTest {
         val state = engine.start(short.sourceTokenIds.toIntArray(), 1, greedy.maxLength)
         repeat(2) { engine.close() }
         val one = intArrayOf(0)
+        val request = SearchEvent.Decode(one, one)
         val starting = assertFailsWith<EngineError> { engine.start(one, 1, 2) }
-        val stepping = assertFailsWith<EngineError> { engine.step(state, one, one) }
+        val stepping = assertFailsWith<EngineError> { engine.step(state, request) }
         for (error in listOf(starting, stepping)) assertOneLine(error.message, "closed")
     }
 
@@ -79,13 +81,13 @@ class EngineTest {
         listOf("the same bucket" to short, "another bucket" to long).map { (name, next) ->
             dynamicTest(name) {
                 val engine = MINI.engine
-                val one = intArrayOf(greedy.decoderStartTokenId)
-                val zero = intArrayOf(0)
+                val start = intArrayOf(greedy.decoderStartTokenId)
+                val request = SearchEvent.Decode(start, intArrayOf(0))
                 val ended = engine.start(short.sourceTokenIds.toIntArray(), 1, greedy.maxLength)
                 val current = engine.start(next.sourceTokenIds.toIntArray(), 1, greedy.maxLength)
-                val error = assertFailsWith<EngineError> { engine.step(ended, one, zero) }
+                val error = assertFailsWith<EngineError> { engine.step(ended, request) }
                 assertOneLine(error.message, "one generation at a time")
-                assertEquals(1, engine.step(current, one, zero).state.position)
+                assertEquals(1, engine.step(current, request).logits.rows)
             }
         }
 

@@ -96,24 +96,21 @@ internal class WatchedEngine(
 ) : Seq2SeqEngine by engine {
     val steps = AtomicInteger()
 
-    override fun step(
-        state: Decoding,
-        tokenIds: IntArray,
-        beamIndex: IntArray,
-    ): Stepped<Decoding> {
+    override fun step(state: Decoding, request: SearchEvent.Decode): Stepped<Decoding> {
         beforeStep(steps.incrementAndGet())
-        return engine.step(state, tokenIds, beamIndex)
+        return engine.step(state, request)
     }
 }
 
-/** Searches from token ids, with a state for [rows] beams. */
+/** Searches from token ids, with a state for [rows] beams; [lookedUp] is the source of drafts. */
 internal fun Seq2SeqEngine.answer(
     tokenIds: List<Int>,
     generation: GenerationConfig,
     rows: Int = generation.numBeams,
+    lookedUp: List<Int> = tokenIds,
 ): List<Hypothesis> {
     val state = start(tokenIds.toIntArray(), rows, generation.maxLength)
-    val end = drive(search(generation), ::step, state).last()
+    val end = drive(search(generation, lookedUp.toIntArray()), ::step, state).last()
     return (end as SearchEvent.Finished).hypotheses
 }
 
