@@ -347,3 +347,8 @@ class StaticShapes:
         """Return the shapes with source lengths lowered to at most `source_length`."""
         lengths = tuple(min(length, source_length) for length in self.source_lengths)
         return dataclasses.replace(self, source_lengths=lengths)
+
+    def drafting(self, tokens: int) -> "StaticShapes":
+        """Return the shapes with drafts of `tokens` tokens, but no longer than an output."""
+        length = min(1 + tokens, self.target_length - 1) if tokens else 0
+        return dataclasses.replace(self, draft_length=length)

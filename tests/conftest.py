@@ -62,7 +62,7 @@ def static_artifact(mini_artifact, tmp_path_factory):
 
     from bart_export.contract import StaticShapes
 
-    shapes = StaticShapes(source_lengths=(32, 160), target_length=32, num_beams=(1, 4))
+    shapes = StaticShapes((32, 160), target_length=32, num_beams=(1, 4), draft_length=5)
     target = tmp_path_factory.mktemp("static") / "bart_mini_en"
     return static_builds.add(mini_artifact, shapes, ("float32", "dynamic_wi8_afp32"), target)
 

@@ -1,6 +1,5 @@
 """The TFLite target: a file for each recipe, quantized from one float32 file."""
 
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
@@ -38,10 +37,8 @@ def export_tflite(model: Model, options: TfliteOptions, draft: Draft, stage: Sta
     """Write `tflite/<recipe>.tflite` for each recipe, or `<recipe>.static.tflite` with shapes."""
     config, shapes = model.info.config, options.shapes
     if shapes is not None:
-        shapes = shapes.limited_to(model.info.encoder_sequence_length)
-        if (drafted := model.info.generation.prompt_lookup_num_tokens) > 0:
-            longest = min(1 + drafted, shapes.target_length - 1)
-            shapes = dataclasses.replace(shapes, draft_length=longest)
+        drafted = model.info.generation.prompt_lookup_num_tokens
+        shapes = shapes.limited_to(model.info.encoder_sequence_length).drafting(drafted)
     recipes = [with_bounds(recipe, options.tolerance) for recipe in options.recipes]
     require_fitting(model.info, recipes, shapes)
     texts = CalibrationTexts.choose(options.calibration_data, model.directory)

@@ -144,6 +144,12 @@ def test_the_wrong_version_is_refused_before_the_file_is_opened(copy):
     assert "float32.tflite is not a .tflite file that bart-export wrote" in line
 
 
+def test_drafts_in_a_file_of_version_1_are_refused(static_artifact, tmp_path):
+    copy = shutil.copytree(static_artifact.directory, tmp_path / "copy")
+    changed(copy, STATIC, lambda entry: entry.update(contract_version=1))
+    assert "contract_version must be 2, for drafts, received 1" in refusal("inspect", copy)
+
+
 @pytest.mark.parametrize(
     ("sizes", "words"),
     [

@@ -66,7 +66,7 @@ def test_ranges_are_those_of_the_searches_that_the_preset_asks_for(mini_artifact
 
 def test_a_static_build_is_calibrated_bucket_by_bucket(static_artifact):
     path, sources = static_artifact.path(STATIC_FILE), sources_of(static_artifact)
-    shapes = StaticShapes(source_lengths=(32, 160), target_length=32, num_beams=(1, 4))
+    shapes = StaticShapes((32, 160), target_length=32, num_beams=(1, 4), draft_length=5)
     ranges, _ = calibrate_file(path, ModelInfo.from_artifact(static_artifact), shapes, GIVEN)
     buckets = static_artifact.buckets(STATIC_FILE)
     engine = open_compiled_model(path, static_artifact.config, buckets)

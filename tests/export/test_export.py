@@ -8,11 +8,13 @@ import shutil
 import pytest
 from safetensors.numpy import load_file
 from support import made_up_artifacts
+from support.golden_cases import GOLDEN
 
 from bart_export import documents
 from bart_export.artifact import drafts
 from bart_export.artifact.artifact import Artifact
 from bart_export.artifact.figures import Golden
+from bart_export.contract import StaticShapes
 from bart_export.errors import ArtifactError, VerificationFailed
 from bart_export.export.manifest import SAME, carry_over
 from bart_export.export.options import TfliteOptions
@@ -44,6 +46,20 @@ def contents(directory):
         for path in directory.rglob("*")
         if path.is_file() and ".cache" not in path.parts
     }
+
+
+def test_the_settings_of_a_preset_give_a_static_build_drafts(tmp_path):
+    preset = shutil.copytree(GOLDEN / "bart_tiny_symmetric", tmp_path / "preset")
+    settings = json.loads((preset / "generation_config.json").read_bytes())
+    settings["prompt_lookup_num_tokens"] = 6
+    (preset / "generation_config.json").write_text(json.dumps(settings))
+    shapes = StaticShapes((64,), 24, (1,))
+    made = export(str(preset), TfliteOptions((FLOAT32,), shapes), tmp_path / "made")
+    entry = made.manifest.files["tflite/float32.static.tflite"]
+    assert entry.shapes == dataclasses.replace(shapes, draft_length=7)
+    assert entry.signatures["decode_draft_64"].sizes == {"source": 64, "draft": 7, "capacity": 24}
+    (row,) = made.manifest.verification
+    assert set(row.signatures) == set(entry.signatures)
 
 
 @pytest.fixture(scope="module", params=["symmetric", "distilled", "mini"])

@@ -98,6 +98,12 @@ def test_a_static_build_drafts_only_with_one_beam_and_a_bucket_for_it(engine):
         assert not [bucket for bucket in buckets if bucket.signature.name == "decode_draft"]
 
 
+def test_a_bucket_for_drafts_is_no_longer_than_an_output():
+    shapes = StaticShapes((8,), 24, (1,))
+    lengths = [shapes.drafting(tokens).draft_length for tokens in (0, 1, 10, 64)]
+    assert lengths == [0, 2, 11, 23]
+
+
 def lookup(generated, max_tokens=10):
     found = PromptLookup(SOURCE, max_tokens)
     for token_id in generated:
