@@ -49,7 +49,8 @@ class FileVerification(Record):
             file that must be exact, differences due to float32 rounding count as identical.
         steps: the number of decoder steps compared.
         signatures: figures by signature: those of `traces.StepFigures`, or for an encoder the
-            `error`, `spread` and `relative` error of the cross keys and values.
+            `error`, `spread` and `relative` error of the cross keys and values. "decode of 3
+            sources" has those of `decode` with three sources at a time.
         rounding, float32: as in `traces.StepFigures`, or None without a float64 model.
         weights: the largest error that `verify.weights` found, that of `worst_row`; None if not
             measured.

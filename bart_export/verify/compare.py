@@ -1,8 +1,8 @@
 """Comparison of a `.tflite` file with its float model.
 
-Logits are compared along the float model's greedy traces, through every signature of the file;
-answers token by token, and by ROUGE if there are references; matrices row by row; the graph
-operator by operator.
+Logits are compared along the float model's greedy traces, through every signature of the file, and
+with several sources at a time; answers token by token, and by ROUGE if there are references;
+matrices row by row; the graph operator by operator.
 """
 
 import contextlib
@@ -329,24 +329,31 @@ def compare_steps(
     """
     encoders: dict[str, ArrayFigures] = {}
     decoders: dict[str, StepFigures] = {}
-    for number, trace in enumerate(cases.traces):
+    numbered = list(enumerate(cases.traces))
+    for first in range(0, len(numbered), traces.SOURCES):
+        group = numbered[first : first + traces.SOURCES]
         # Cut trace -> expected output, and the float32 logits if the expected ones are float64.
         known: dict[Trace, tuple[TraceOutput, Floats | None]] = {}
-        for pair in pairs if number < FEW else traces.fitting_pairs(pairs, trace):
-            cut = pair.cut(trace)
-            if cut not in known:
-                rounded = cases.teacher(cut)
-                exact = cases.float64 and cases.float64(cut)
-                known[cut] = (exact, rounded.logits) if exact else (rounded, None)
-            expected, logits = known[cut]
-            received = traces.teacher_force(pair.model, cut, pair.rows, pair.draft)
-            decoder = decoders.setdefault(pair.decode, StepFigures())
-            decoder.add(expected.logits, received.logits, logits)
-            for tensor, array in received.cross.items():
-                if tensor in expected.cross:
-                    encoder = encoders.setdefault(pair.encode, ArrayFigures())
-                    encoder.add(expected.cross[tensor], array)
-        tick()
+        for pair in pairs:
+            cuts = [
+                pair.cut(trace)
+                for number, trace in group
+                if number < FEW or pair in traces.fitting_pairs(pairs, trace)
+            ]
+            for cut, received in zip(cuts, pair.force(cuts), strict=True):
+                if cut not in known:
+                    rounded = cases.teacher(cut)
+                    exact = cases.float64 and cases.float64(cut)
+                    known[cut] = (exact, rounded.logits) if exact else (rounded, None)
+                expected, logits = known[cut]
+                decoder = decoders.setdefault(pair.name, StepFigures())
+                decoder.add(expected.logits, received.logits, logits)
+                for tensor, array in received.cross.items():
+                    if tensor in expected.cross:
+                        encoder = encoders.setdefault(pair.encode, ArrayFigures())
+                        encoder.add(expected.cross[tensor], array)
+        for _ in group:
+            tick()
     encoded = {
         name: {"error": sums.largest, "spread": sums.spread, "relative": sums.relative}
         for name, sums in encoders.items()

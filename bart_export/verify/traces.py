@@ -3,18 +3,22 @@
 Figures are kept as sums, so that memory does not grow with the number of texts.
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from bart_export import contract
-from bart_export.runtime.engine import Engine, FileEngine
-from bart_export.runtime.sizing import Buckets
+from bart_export.runtime.batch import Slot
+from bart_export.runtime.engine import Decoding, Engine, FileEngine
+from bart_export.runtime.search import Decode
+from bart_export.runtime.sizing import Buckets, IntArray
 from bart_export.verify.data import Floats
 
 ROWS = 2  # beams; a single beam has its own signature
 DRAFT = 3  # tokens
+SOURCES = 3  # decoded together
 ULP = 2.0**-23  # float32's relative precision; a smaller error is due to chance
 TINY = 1e-30  # avoids division by zero
 
@@ -46,8 +50,9 @@ Teacher = Callable[[Trace], TraceOutput]
 class SignaturePair:
     """The names of an encoder and a decoder signature that together run a trace.
 
-    `rows` is the number of beams, and `draft` the number of tokens that are decoded together with
-    the one before them. The lengths are a static build's sizes, or None if dynamic.
+    `rows` is the number of beams, `draft` the number of tokens that are decoded together with the
+    one before them, and `sources` the number of traces that are decoded together. The lengths are
+    a static build's sizes, or None if dynamic.
     """
 
     encode: str
@@ -57,6 +62,12 @@ class SignaturePair:
     draft: int = 0
     source_length: int | None = None
     target_length: int | None = None
+    sources: int = 1
+
+    @property
+    def name(self) -> str:
+        """The decoder's name in figures."""
+        return self.decode if self.sources == 1 else f"{self.decode} of {self.sources} sources"
 
     def fits(self, trace: Trace) -> bool:
         """Return whether a trace's source fits the encoder."""
@@ -71,21 +82,39 @@ class SignaturePair:
         steps = None if self.target_length is None else max(1, self.target_length - 1)
         return Trace(source, fed[:steps])
 
+    def force(self, traces: Sequence[Trace]) -> list[TraceOutput]:
+        """Return the outputs for cut traces, in order."""
+        if self.sources > 1 and isinstance(self.model, FileEngine):
+            return teacher_force_together(self.model, traces, self.rows, self.sources)
+        return [teacher_force(self.model, trace, self.rows, self.draft) for trace in traces]
+
 
 def signature_pairs(model: Engine) -> list[SignaturePair]:
-    """Return pairs that cover all signatures of a file."""
-    if not (isinstance(model, FileEngine) and isinstance(model.sizing, Buckets)):
+    """Return pairs that cover all signatures of a file, with one source and with several."""
+    if isinstance(model, FileEngine) and isinstance(model.sizing, Buckets):
+        pairs = bucket_pairs(model, model.sizing.buckets)
+    else:
         pairs = [
             SignaturePair("encode", "decode_single", model, 1),
             SignaturePair("encode", "decode", model, ROWS),
         ]
         if isinstance(model, FileEngine) and model.sizing.max_draft:
             pairs.append(SignaturePair("encode", "decode_draft", model, 1, DRAFT))
-        return pairs
-    buckets = [(bucket.sizes[contract.SOURCE], bucket) for bucket in model.sizing.buckets]
-    encoders = {source: each.name for source, each in buckets if each.signature.name == "encode"}
+    return pairs + [
+        dataclasses.replace(pair, sources=min(SOURCES, pair.model.sizing.max_sources))
+        for pair in pairs
+        if isinstance(pair.model, FileEngine)
+        and pair.model.sizing.max_sources > 1
+        and not pair.draft
+    ]
+
+
+def bucket_pairs(model: FileEngine, buckets: Sequence[contract.Bucket]) -> list[SignaturePair]:
+    """Return a pair for every decoder of a static build."""
+    sources = [(bucket.sizes[contract.SOURCE], bucket) for bucket in buckets]
+    encoders = {source: each.name for source, each in sources if each.signature.name == "encode"}
     pairs = []
-    for source, bucket in buckets:
+    for source, bucket in sources:
         if bucket.signature.name != "encode":
             rows, longest = bucket.sizes.get(contract.BEAMS, 1), bucket.sizes[contract.CAPACITY]
             draft = bucket.sizes.get(contract.DRAFT, 1) - 1
@@ -111,12 +140,10 @@ def teacher_force(model: Engine, trace: Trace, rows: int = 1, draft: int = 0) ->
     fed = trace.fed_token_ids
     state = model.start(trace.source_token_ids, rows, len(fed) + 1)
     cross = model.cross(state) if isinstance(model, FileEngine) else {}
-    beam_index = np.arange(-1, rows - 1, dtype=np.int32) % rows
+    beam_index = permutation(rows)
     steps: list[Floats] = []
     while (position := len(steps)) < len(fed):
-        row = position % rows
-        token_ids = np.full(rows, fed[0], np.int32)
-        token_ids[row] = fed[position]
+        row, token_ids = row_and_tokens(trace, position, rows)
         if draft and isinstance(model, FileEngine):
             guess = fed[position + 1 : position + 1 + draft]
             logits, state = model.step(state, token_ids, beam_index, guess)
@@ -125,6 +152,51 @@ def teacher_force(model: Engine, trace: Trace, rows: int = 1, draft: int = 0) ->
             logits, state = model.step(state, token_ids, beam_index)
             steps.append(logits[row].copy())
     return TraceOutput(cross, np.stack(steps))
+
+
+def teacher_force_together(
+    model: FileEngine, traces: Sequence[Trace], rows: int, sources: int
+) -> list[TraceOutput]:
+    """Feed the tokens of traces to a model like `teacher_force`, of `sources` traces in each step.
+
+    At most one trace begins with a step, so that all are at different positions.
+    """
+    batch, beam_index = model.batch(rows), permutation(rows)
+    waiting = collections.deque(range(len(traces)))
+    running: dict[int, Slot] = {}
+    cross: list[Mapping[str, Floats]] = [{} for _ in traces]
+    steps: list[list[Floats]] = [[] for _ in traces]
+    while waiting or running:
+        if waiting and len(running) < sources:
+            number = waiting.popleft()
+            trace = traces[number]
+            running[number] = batch.admit(trace.source_token_ids, len(trace.fed_token_ids) + 1)
+        fed = {each: row_and_tokens(traces[each], len(steps[each]), rows) for each in running}
+        logits = batch.step(
+            {
+                slot: Decode(fed[number][1], beam_index, len(steps[number]))
+                for number, slot in running.items()
+            }
+        )
+        for number, slot in list(running.items()):
+            steps[number].append(logits[slot][fed[number][0]].copy())
+            if len(steps[number]) == len(traces[number].fed_token_ids):
+                cross[number] = model.cross(Decoding(slot, 0))
+                batch.release(running.pop(number))
+    return [TraceOutput(*each) for each in zip(cross, map(np.stack, steps), strict=True)]
+
+
+def permutation(rows: int) -> IntArray:
+    """Return the `beam_index` that shifts every row by one."""
+    return np.arange(-1, rows - 1, dtype=np.int32) % rows
+
+
+def row_and_tokens(trace: Trace, position: int, rows: int) -> tuple[int, IntArray]:
+    """Return the row with a trace's token at a position, and the tokens of all rows, (rows,)."""
+    row, fed = position % rows, trace.fed_token_ids
+    token_ids = np.full(rows, fed[0], np.int32)
+    token_ids[row] = fed[position]
+    return row, token_ids
 
 
 @dataclasses.dataclass

@@ -46,7 +46,8 @@ def test_correct_files_pass_with_all_metrics(tiny, base, int8):
         figures = comparison.to_dict()
         assert figures.keys() >= metrics.METRICS.keys()
         signatures = figures["signatures"]
-        assert set(signatures) == {"encode", "decode", "decode_single", "decode_draft"}
+        decoders = {"decode", "decode_single", "decode of 3 sources", "decode_single of 3 sources"}
+        assert set(signatures) == {"encode", "decode_draft", *decoders}
         for name in ("logits", "relative", "kl"):
             worst = max(signatures[decode][name] for decode in signatures.keys() - {"encode"})
             assert figures[name] == worst > 0

@@ -14,11 +14,12 @@ from bart_export.artifact.figures import FileVerification, TextFile
 from bart_export.convert import tflite
 from bart_export.errors import VerificationFailed
 from bart_export.graph import tflite_signatures
-from bart_export.recipes.table import RECIPES
+from bart_export.recipes.table import RECIPES, ROUNDING
 from bart_export.verify.compare import Cases, compare_model
 from bart_export.verify.tolerance import bounds_of, require_bounds
 
 INT8 = RECIPES["dynamic_wi8_afp32"]
+DECODERS = ("decode", "decode_single")
 
 
 @pytest.fixture
@@ -98,6 +99,29 @@ def test_a_wrong_graph_fails(tiny, tmp_path, monkeypatch, harm):
     tflite.write_float(tiny.parameters, tmp_path / "wrong")
     with pytest.raises(VerificationFailed):
         tiny.check((tmp_path / "wrong").read_bytes(), FLOAT32, tmp_path / "it")
+
+
+def all_the_same(tensor):
+    """Give all sources the largest numbers of any; one source alone keeps its own."""
+    return tf.reduce_max(tensor, 0, keepdims=True) + tensor * 0
+
+
+@pytest.mark.parametrize("tensor", ["encoder_padding_mask", "position", "cross_key_0"])
+def test_sources_that_are_mixed_up_fail(tiny, tmp_path, monkeypatch, tensor):
+    for signature in DECODERS:
+
+        def wrong(config, parameters, given, right=tflite_signatures.FUNCTIONS[signature]):
+            return right(config, parameters, given | {tensor: all_the_same(given[tensor])})
+
+        monkeypatch.setitem(tflite_signatures.FUNCTIONS, signature, wrong)
+    tflite.write_float(tiny.parameters, tmp_path / "it")
+    with tiny.file(tmp_path / "it", FLOAT32).open() as model:
+        found, _ = compare_model("it", model, tiny.info.tokenizer, tiny.asked, exact=True)
+    for signature in DECODERS:
+        assert found.signatures[signature]["rounding"] < ROUNDING
+        assert found.signatures[f"{signature} of 3 sources"]["rounding"] > 10 * ROUNDING
+    with pytest.raises(VerificationFailed, match="Keras' float32 error"):
+        require_bounds("it", bounds_of(FLOAT32, found))
 
 
 RIGHT = FileVerification(
