@@ -143,14 +143,23 @@ class Worker:
         self.batch_sizes: list[int] = []
 
     def work(self) -> None:
-        """Take commands and decode until told to end; wait for commands only when idle."""
+        """Take commands and decode until told to end; wait for commands only when idle.
+
+        Sources that arrive while others are encoded join them before the next step: equally long
+        generations then take the same steps, none of which decodes only a few of them.
+        """
+        scheduler = self.scheduler
         while True:
-            while self.pipe.poll(0 if self.scheduler.running or self.scheduler.waiting else None):
+            while self.pipe.poll(
+                0 if self.tasks or scheduler.running or scheduler.waiting else None
+            ):
                 commands: Commands | None = self.pipe.recv()
                 if commands is None:
                     return
                 self.take(commands)
-            self.scheduler.step()
+                if not self.pipe.poll():
+                    scheduler.admit()
+            scheduler.step()
             self.report()
 
     def take(self, commands: Commands) -> None:

@@ -1,10 +1,14 @@
 """A worker opens an artifact: what ends its process does not end the server."""
 
 import functools
+import itertools
+import multiprocessing
 import os
 import pathlib
 import shutil
 import signal
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -15,12 +19,16 @@ from support.serving_process import serving_process
 
 import bart_export
 from bart_export.artifact.artifact import Artifact
-from bart_export.errors import EngineError
+from bart_export.errors import EngineError, InputError
+from bart_export.runtime.generator import Generator
 from bart_export.server import open_version
 from bart_export.server.litert_engine import ArtifactServable
 from bart_export.server.metrics import GenerationMetrics, Metrics
 from bart_export.server.options import ServeOptions
+from bart_export.server.servable import Limits
 from bart_export.server.versions import LITERT, ServedModel
+from bart_export.server.worker import Start, Worker
+from bart_export.server.worker_pool import Job
 
 
 def serve(directory, **options):
@@ -90,6 +98,44 @@ def test_a_file_that_ends_the_worker_is_refused_in_a_line(made, ending, statemen
     with pytest.raises(EngineError, match=f"A worker cannot open .*{line}") as caught:
         serve(made, load_seconds=2.0 if "sleep" in statement else 60.0)
     assert "\n" not in str(caught.value)
+
+
+def test_a_source_that_arrives_while_another_is_encoded_starts_with_it(symmetric_artifact):
+    ours, pipe = multiprocessing.Pipe()
+    generator = Generator.from_artifact(symmetric_artifact.directory)
+    generation = generator.settings(num_beams=1, min_length=9, max_length=9)
+    numbers, encode = iter(range(4)), generator.scheduler.encode
+
+    def send(number):
+        ours.send([Start(number, [0, 10 + number, 2], generation, streams=False)])
+
+    def encode_and_send():
+        encode()
+        for number in itertools.islice(numbers, 1):
+            send(number)
+
+    generator.scheduler.encode = encode_and_send
+    thread = threading.Thread(target=Worker(generator, pipe).work)
+    thread.start()
+    send(next(numbers))
+    ended, batch_sizes = {}, []
+    while len(ended) < 4:
+        progress = ours.recv()
+        ended |= progress.ended
+        batch_sizes += progress.batch_sizes
+    assert batch_sizes == [4] * 8
+    ours.send(None)
+    thread.join()
+
+
+def test_a_source_that_ends_when_it_is_admitted_is_answered(symmetric_artifact):
+    servable = ArtifactServable(
+        symmetric_artifact.directory, 1, ServeOptions(), GenerationMetrics(Metrics(), "m")
+    )
+    job = Job([0] * 5000, servable.model.generation, Limits(deadline=time.monotonic() + 20))
+    with pytest.raises(InputError, match="received 5000"):
+        servable.pool.run([job])
+    servable.close()
 
 
 def test_what_is_wrong_in_words_is_said_in_those(made):

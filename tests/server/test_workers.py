@@ -1,5 +1,6 @@
 """Worker processes: shared batches, cancelled calls, and workers that die."""
 
+import collections
 import http.client
 import json
 import multiprocessing
@@ -17,6 +18,7 @@ from support.rest_server import METRICS, serving
 from support.served_directories import wait_until
 from support.serving_process import LOOPBACK, serving_process
 
+from bart_export.bench.measurements import resident_bytes
 from bart_export.errors import EngineError
 from bart_export.runtime.generator import Generator
 from bart_export.server import worker_pool
@@ -159,6 +161,35 @@ def test_a_client_that_goes_away_frees_its_slot(server):
     wait_until(lambda: server.client.is_running(0))
     assert server.client.metric("generated_tokens") == before
     assert server.client.predict(TEXT, **SHORT).status_code == 200
+
+
+@pytest.mark.slow
+def test_a_server_asked_for_too_much_answers_or_refuses_and_keeps_its_memory(mini_artifact):
+    """The server takes 20 calls at a time, and 40 clients ask it."""
+    generator = Generator.from_artifact(mini_artifact.directory)
+    texts = [" ".join(TEXT.split()[: 2 + number]) for number in range(9)]
+    settings = {**SHORT, "early_stopping": False}
+    expected = [[[result.text]] for result in generator.generate(texts, **settings)]
+    statuses, resident = collections.Counter(), []
+    with serving_process(mini_artifact.directory, "--queue-size", 4) as process:
+        client = Client(process.rest_api_port)
+
+        def ask(number):
+            answer = client.predict(texts[number % 9], **SHORT)
+            if answer.status_code == 200:
+                assert answer.json()["outputs"]["generated_text"] == expected[number % 9]
+            else:
+                assert answer.json()["error"] == QUEUE_FULL
+                time.sleep(0.05)
+            return answer.status_code
+
+        for _ in range(3):
+            with ThreadPoolExecutor(40) as threads:
+                statuses.update(threads.map(ask, range(800)))
+            resident.append(resident_bytes(process.process.pid))
+    assert statuses.keys() == {200, 503}
+    assert min(statuses.values()) > 100
+    assert abs(resident[2] - resident[1]) < 10 << 20
 
 
 def mini_worker(server):
