@@ -89,10 +89,12 @@ def cross_tensors(
     )
 
 
-def cache_tensors(config: BartConfig, rows: str = ROWS) -> tuple[Tensor, ...]:
-    """Return the self-attention caches of each decoder layer, which `decode` takes and returns."""
+def cache_tensors(
+    config: BartConfig, rows: str = ROWS, positions: str = CAPACITY
+) -> tuple[Tensor, ...]:
+    """Return the self-attention keys and values of each decoder layer: caches, or new entries."""
     return tuple(
-        Tensor(f"self_{part}_{layer}", "float32", (rows, HEADS, CAPACITY, HEAD_SIZE))
+        Tensor(f"self_{part}_{layer}", "float32", (rows, HEADS, positions, HEAD_SIZE))
         for layer in range(config.decoder_layers)
         for part in ("key", "value")
     )
@@ -102,15 +104,16 @@ def tflite_signatures(config: BartConfig, version: int = CONTRACT_VERSION) -> tu
     """Return the signatures of a `.tflite` file: `encode` runs once per text, `decode` per token.
 
     `decode` steps all beams of several sources, `decode_single` one beam of each with faster
-    operators. `position` counts a row's decoder tokens from 0. `beam_index[r]` is the row whose
-    cache row `r` continues; caches are reordered before the step. `self_*` outputs are complete
-    updated caches. Sources shorter than `source` are masked. Caches must be 0 from a row's
-    `position` on.
+    operators. `position` counts a row's decoder tokens from 0. Sources shorter than `source` are
+    masked. `self_*` inputs are caches, of which only the entries before `position` are read;
+    `self_*` outputs are the new tokens' entries, which the caller writes into the caches. If a row
+    continues another row, the caller copies that row's cache first.
 
-    `decode_draft` decodes successive tokens of one sequence, and replaces whatever its caches hold
-    at their positions, such as rejected tokens.
+    `decode_draft` decodes successive tokens of one sequence.
 
-    In version 1, `decode` steps one source, all of whose beams are at the same position.
+    In version 1, `decode` steps one source, all of whose beams are at the same position, and first
+    reorders the caches: `beam_index[r]` is the row that row `r` continues. `self_*` outputs are
+    complete updated caches, and inputs must be 0 from `position` on.
     """
     encode = Signature(
         "encode",
@@ -136,7 +139,6 @@ def tflite_signatures(config: BartConfig, version: int = CONTRACT_VERSION) -> tu
 
 def draft_signature(config: BartConfig) -> Signature:
     """Return the signature that decodes several tokens of one sequence."""
-    caches = cache_tensors(config, ONE)
     return Signature(
         "decode_draft",
         inputs=(
@@ -144,9 +146,12 @@ def draft_signature(config: BartConfig) -> Signature:
             Tensor("position", "int32", (DRAFT,)),
             Tensor("encoder_padding_mask", "int32", (ONE, SOURCE)),
             *cross_tensors(config),
-            *caches,
+            *cache_tensors(config, ONE),
         ),
-        outputs=(Tensor("logits", "float32", (DRAFT, VOCABULARY)), *caches),
+        outputs=(
+            Tensor("logits", "float32", (DRAFT, VOCABULARY)),
+            *cache_tensors(config, ONE, DRAFT),
+        ),
     )
 
 
@@ -154,9 +159,9 @@ def decode_signature(
     name: str, config: BartConfig, version: int, token_axes: tuple[str, str], rows: str
 ) -> Signature:
     """Return the signature of a decode step; the axes are those of its tokens and its caches."""
-    sources, position = (SOURCES, rows) if version > 1 else (ONE, ONE)
-    caches = cache_tensors(config, rows)
-    beam_index = (Tensor("beam_index", "int32", (rows,)),) if name == "decode" else ()
+    sources, position, returned = (SOURCES, rows, ONE) if version > 1 else (ONE, ONE, CAPACITY)
+    reorders = version == 1 and name == "decode"
+    beam_index = (Tensor("beam_index", "int32", (rows,)),) if reorders else ()
     return Signature(
         name,
         inputs=(
@@ -165,9 +170,12 @@ def decode_signature(
             *beam_index,
             Tensor("encoder_padding_mask", "int32", (sources, SOURCE)),
             *cross_tensors(config, sources, version),
-            *caches,
+            *cache_tensors(config, rows),
         ),
-        outputs=(Tensor("logits", "float32", (rows, VOCABULARY)), *caches),
+        outputs=(
+            Tensor("logits", "float32", (rows, VOCABULARY)),
+            *cache_tensors(config, rows, returned),
+        ),
     )
 
 

@@ -159,7 +159,8 @@ class TracedModel:
         self, state: tuple[int, Arrays, Arrays], token_ids: IntArray, beam_index: IntArray
     ) -> tuple[FloatArray, tuple[int, Arrays, Arrays]]:
         """Decode one token for every beam; a draft of several repeats the token."""
-        position, source, caches = state
+        position, source, earlier = state
+        caches = {name: cache[beam_index] for name, cache in earlier.items()}
         drafted = self.decoder.sizes.get(contract.DRAFT, 1)
         tokens = token_ids.repeat(drafted)
         positions = np.arange(position, position + drafted, dtype=np.int32)
@@ -168,9 +169,10 @@ class TracedModel:
             **caches,
             "decoder_token_ids": tokens[None, :],
             "position": np.resize(positions, tokens.shape),
-            "beam_index": beam_index,
         }
-        names = [tensor.name for tensor in self.decoder.signature.inputs]
-        outputs = self.file.run(self.decoder.name, {name: fed[name] for name in names})
+        outputs = self.file.run(self.decoder.name, fed)
         logits: FloatArray = outputs.pop("logits")[::drafted]
-        return logits, (position + 1, source, outputs)
+        for name, entries in outputs.items():
+            room = caches[name][:, :, position : position + drafted]
+            room[:] = entries[:, :, : room.shape[2]]
+        return logits, (position + 1, source, caches)

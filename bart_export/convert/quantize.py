@@ -3,7 +3,7 @@
 Projections and lookups are quantized alike, so that the tied embedding table remains one buffer.
 Static recipes, which also have integer activations, need calibration. Their integer operators are
 selected by position in the graph, because the converter's tensor names are not descriptive.
-Source masks and cache updates remain float32, because signatures exchange float32.
+Masks remain float32, because they are computed from integers.
 """
 
 import contextlib
@@ -188,12 +188,11 @@ class Operator(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """A subgraph: its operators, the names of its tensors, and its float inputs and outputs."""
+    """A subgraph: its operators, the names of its tensors, and its float inputs."""
 
     operators: tuple[Operator, ...]
     names: tuple[str, ...]
     float_inputs: frozenset[int]
-    outputs: frozenset[int]
 
 
 def graphs(content: Content) -> Iterator[Graph]:
@@ -217,16 +216,14 @@ def graphs(content: Content) -> Iterator[Graph]:
             if tensors[index].Type() == schema.TensorType.FLOAT32
         )
         tensor_names = tuple(tensor.Name().decode() for tensor in tensors)
-        outputs = frozenset(graph.OutputsAsNumpy().tolist())
-        yield Graph(operators, tensor_names, float_inputs, outputs)
+        yield Graph(operators, tensor_names, float_inputs)
 
 
 def operator_kinds(graph: Graph) -> Iterator[tuple[Operator, str]]:
     """Yield the operators that compute activations, each with its name or `MASKING`.
 
     Activations are computed from embeddings and float inputs, unlike masks, which depend only on
-    ids. Operators that write a cache are left out: an ADD whose result is an output of the
-    signature, and the MUL before it.
+    ids.
     """
     activations = set(graph.float_inputs)
     for operator in graph.operators:
@@ -235,11 +232,6 @@ def operator_kinds(graph: Graph) -> Iterator[tuple[Operator, str]]:
         activations.update(operator.outputs)
         (result,) = operator.outputs
         readers = [reader for reader in graph.operators if result in reader.inputs]
-        sums = [operator] if operator.name == "ADD" else readers
-        if operator.name in ("ADD", "MUL") and any(
-            each.name == "ADD" and each.outputs[0] in graph.outputs for each in sums
-        ):
-            continue
         masking = operator.name == "ADD" and any(reader.name == "SOFTMAX" for reader in readers)
         yield operator, MASKING if masking else operator.name
 

@@ -1,10 +1,10 @@
 """The signatures of a `.tflite` file, `contract.tflite_signatures`, as TensorFlow functions.
 
 `encode` takes one source; `decode` and `decode_single` take one token per row, `decode_draft`
-several tokens of one row, and all three take and return the whole self-attention cache of each
-decoder layer. `embed`, `mix`, `add_and_norm` and `cross` are parts of `encode` for a host that
-computes the projections on an Edge TPU (`edgetpu.parts.host_signatures`). Only `decode` computes
-the shape of a reshape; every other one has at most one unknown axis.
+several tokens of one row. All three take the self-attention cache of each decoder layer and return
+the entries of the new tokens. `embed`, `mix`, `add_and_norm` and `cross` are parts of `encode` for
+a host that computes the projections on an Edge TPU (`edgetpu.parts.host_signatures`). Only `decode`
+computes the shape of a reshape; every other one has at most one unknown axis.
 """
 
 from collections.abc import Callable
@@ -87,12 +87,7 @@ def project_cross(config: BartConfig, parameters: Parameters, inputs: Tensors) -
 
 
 def decode(config: BartConfig, parameters: Parameters, inputs: Tensors) -> Tensors:
-    """Run the decoder for one token of every row; return logits and updated caches."""
-    beam_index = inputs["beam_index"]
-    reordered = {
-        name: tf.gather(tensor, beam_index) if name.startswith("self_") else tensor
-        for name, tensor in inputs.items()
-    }
+    """Run the decoder for one token of every row; return logits and cache entries."""
     beams = tf.shape(inputs["decoder_token_ids"])  # (sources, beams)
     split = tf.concat([beams, [config.decoder_heads, config.decoder_head_size]], 0)
 
@@ -104,18 +99,18 @@ def decode(config: BartConfig, parameters: Parameters, inputs: Tensors) -> Tenso
         weights = tf.nn.softmax(tf.matmul(queries, key) + mask_bias)
         return merge_heads(tf.matmul(weights, value), config.hidden_dim)
 
-    return decode_rows(config, parameters, reordered, attend_source)
+    return decode_rows(config, parameters, inputs, attend_source)
 
 
 def decode_single(config: BartConfig, parameters: Parameters, inputs: Tensors) -> Tensors:
-    """Run `decode` for one beam of each source, whose caches need no reordering."""
+    """Run `decode` for one beam of each source."""
 
     def attend_source(
         query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, mask_bias: tf.Tensor
     ) -> tf.Tensor:
         column = tf.reshape(query, [-1, config.decoder_heads, config.decoder_head_size, 1])
         scores = tf.reduce_sum(column * key, 2, keepdims=True) + mask_bias
-        return weighted_sum(scores, value)
+        return weighted_sum(tf.nn.softmax(scores), value)
 
     return decode_rows(config, parameters, inputs, attend_source)
 
@@ -123,7 +118,7 @@ def decode_single(config: BartConfig, parameters: Parameters, inputs: Tensors) -
 def decode_rows(
     config: BartConfig, parameters: Parameters, inputs: Tensors, attend_source: Attend
 ) -> Tensors:
-    """Run the decoder for one token of every row; the caches are already in beam order.
+    """Run the decoder for one token of every row.
 
     `attend_source` returns the context, (rows, hidden) or (rows, heads, 1, head_size), for queries
     (rows, hidden).
@@ -131,27 +126,31 @@ def decode_rows(
     heads, size = config.decoder_heads, config.decoder_head_size
     position = tf.reshape(inputs["position"], [-1, 1, 1, 1])
     source_bias = padding_bias(inputs["encoder_padding_mask"])
-    steps = tf.range(tf.shape(inputs["self_key_0"])[2])
-    future_bias = tf.cast(tf.reshape(steps, [1, 1, 1, -1]) > position, tf.float32) * MASK_BIAS
-    # Caches are zero from this position on, so that adding an entry writes it.
-    write_position = tf.cast(tf.equal(tf.reshape(steps, [1, 1, -1, 1]), position), tf.float32)
-    caches: Tensors = {}
+    steps = tf.reshape(tf.range(tf.shape(inputs["self_key_0"])[2]), [1, 1, 1, -1])
+    earlier, later = (
+        tf.cast(mask, tf.float32) for mask in (position > steps, steps > position)
+    )  # (rows, 1, 1, capacity)
+    here = 1.0 - earlier - later
+    future_bias = later * MASK_BIAS
+    entries: Tensors = {}
 
     def project_heads(name: str, x: tf.Tensor) -> tf.Tensor:
         return tf.reshape(linear(parameters, name, x), [-1, heads, 1, size])
 
     def self_attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
-        key, value = (
-            inputs[f"self_{part}_{layer}"] + write_position * project_heads(f"{name}/{part}", x)
-            for part in ("key", "value")
+        query, key, value = (
+            project_heads(f"{name}/{part}", x) for part in ("query", "key", "value")
         )
-        caches[f"self_key_{layer}"], caches[f"self_value_{layer}"] = key, value
+        entries[f"self_key_{layer}"], entries[f"self_value_{layer}"] = key, value
         # A matrix product first repacks keys and values, which costs more than the product for a
         # single query.
-        query = project_heads(f"{name}/query", x)
-        products = tf.reduce_sum(query * key, -1, keepdims=True)  # (rows, heads, capacity, 1)
-        scores = tf.transpose(products, [0, 1, 3, 2]) + future_bias
-        return tf.reshape(weighted_sum(scores, value), [-1, config.hidden_dim])
+        products = tf.reduce_sum(query * inputs[f"self_key_{layer}"], -1, keepdims=True)
+        cached = tf.transpose(products, [0, 1, 3, 2])  # (rows, heads, 1, capacity)
+        own = tf.reduce_sum(query * key, -1, keepdims=True)
+        weights = tf.nn.softmax(cached * earlier + own * here + future_bias)
+        context = weighted_sum(weights * earlier, inputs[f"self_value_{layer}"])
+        context += tf.reduce_sum(weights * here, -1, keepdims=True) * value
+        return tf.reshape(context, [-1, config.hidden_dim])
 
     def cross_attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
         query = linear(parameters, f"{name}/query", x)
@@ -163,7 +162,7 @@ def decode_rows(
     bart = Bart(config, parameters)
     x = layers.embed(bart, "decoder", ids, inputs["position"])
     x = layers.decoder_layers(bart, x, self_attention, cross_attention)
-    return {"logits": project_logits(config, parameters, x), **caches}
+    return {"logits": project_logits(config, parameters, x), **entries}
 
 
 def project_logits(config: BartConfig, parameters: Parameters, x: tf.Tensor) -> tf.Tensor:
@@ -173,7 +172,7 @@ def project_logits(config: BartConfig, parameters: Parameters, x: tf.Tensor) -> 
 
 
 def decode_draft(config: BartConfig, parameters: Parameters, inputs: Tensors) -> Tensors:
-    """Run the decoder for several tokens of one sequence; return logits and updated caches."""
+    """Run the decoder for several tokens of one sequence; return logits and cache entries."""
     heads, size = config.decoder_heads, config.decoder_head_size
     source_bias = padding_bias(inputs["encoder_padding_mask"])
     ids = tf.reshape(inputs["decoder_token_ids"], [-1])
@@ -181,23 +180,24 @@ def decode_draft(config: BartConfig, parameters: Parameters, inputs: Tensors) ->
     steps = tf.range(tf.shape(inputs["self_key_0"])[2])
     rows, columns = tf.reshape(positions, [1, 1, -1, 1]), tf.reshape(steps, [1, 1, 1, -1])
     future_bias = tf.cast(columns > rows, tf.float32) * MASK_BIAS
-    # Rejected tokens are still in the caches.
-    kept = tf.cast(positions[0] > tf.reshape(steps, [1, 1, -1, 1]), tf.float32)
+    # The caches may contain rejected tokens.
+    earlier = tf.cast(positions[0] > tf.reshape(steps, [1, 1, -1, 1]), tf.float32)
     written = tf.cast(
         tf.equal(tf.reshape(steps, [1, 1, -1, 1]), tf.reshape(positions, [1, 1, 1, -1])), tf.float32
     )
-    caches: Tensors = {}
+    entries: Tensors = {}
 
     def project_heads(name: str, x: tf.Tensor) -> tf.Tensor:
         return split_heads(linear(parameters, name, x), heads, size)
 
+    def complete(part: str, layer: int, entry: tf.Tensor) -> tf.Tensor:
+        entries[f"self_{part}_{layer}"] = entry
+        return inputs[f"self_{part}_{layer}"] * earlier + tf.matmul(written, entry)
+
     def self_attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
         key, value = (
-            inputs[f"self_{part}_{layer}"] * kept
-            + tf.matmul(written, project_heads(f"{name}/{part}", x))
-            for part in ("key", "value")
+            complete(part, layer, project_heads(f"{name}/{part}", x)) for part in ("key", "value")
         )
-        caches[f"self_key_{layer}"], caches[f"self_value_{layer}"] = key, value
         query = project_heads(f"{name}/query", x)
         return merge_heads(attend(query, key, value, future_bias), config.hidden_dim)
 
@@ -210,16 +210,15 @@ def decode_draft(config: BartConfig, parameters: Parameters, inputs: Tensors) ->
     bart = Bart(config, parameters)
     x = layers.embed(bart, "decoder", ids, positions)
     x = layers.decoder_layers(bart, x, self_attention, cross_attention)
-    return {"logits": project_logits(config, parameters, x), **caches}
+    return {"logits": project_logits(config, parameters, x), **entries}
 
 
-def weighted_sum(scores: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+def weighted_sum(weights: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
     """Return the context of single queries, (batch, heads, 1, head_size).
 
-    Scores are (batch, heads, 1, length), values (batch, heads, length, head_size).
+    Weights are (batch, heads, 1, length), values (batch, heads, length, head_size).
     """
-    weights = tf.transpose(tf.nn.softmax(scores), [0, 1, 3, 2])
-    return tf.reduce_sum(value * weights, 2, keepdims=True)
+    return tf.reduce_sum(value * tf.transpose(weights, [0, 1, 3, 2]), 2, keepdims=True)
 
 
 def split_heads(x: tf.Tensor, heads: int, head_size: int) -> tf.Tensor:

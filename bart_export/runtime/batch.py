@@ -6,6 +6,7 @@ alone, and written into its slot without touching the others.
 """
 
 import dataclasses
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -33,14 +34,22 @@ class Backend(Protocol):
     def admit(self, encode: Bucket, token_ids: IntArray, mask: IntArray, slot: int) -> None:
         """Encode a source and its mask, both int32 (one, source), and clear the slot's caches."""
 
-    def decode(self, token_ids: IntArray, position: IntArray, beam_index: IntArray) -> FloatArray:
-        """Decode one token per row, int32 (rows,); return logits, float32 (rows, vocabulary)."""
+    def decode(
+        self,
+        inputs: Mapping[str, IntArray],
+        position: IntArray,
+        rows: IntArray,
+        copied: Mapping[int, int],
+    ) -> FloatArray:
+        """Decode one token per row, and write its entries into the caches.
+
+        `inputs` are those of the signature that are not about the source or the caches; `position`
+        is int32 (rows,). First, the caches of row `copied[r]` are copied to row `r`. Returns the
+        logits of the rows in `rows`, float32 (used, vocabulary).
+        """
 
     def decode_draft(self, bucket: Bucket, token_ids: IntArray, position: int) -> FloatArray:
         """Decode a single row's tokens, int32 (draft,); return logits (draft, vocabulary)."""
-
-    def clear(self, slot: int, begin: int, end: int) -> None:
-        """Set these positions of a slot's caches to 0."""
 
     def cross(self, slot: int) -> Mapping[str, FloatArray]:
         """Return a slot's `contract.cross_tensors` by name, (1, ...) with padding."""
@@ -50,13 +59,32 @@ class Backend(Protocol):
 class Slot:
     """A source in a batch.
 
-    `position` is the latest decoder token's; `written` is the number of cached positions.
+    `rows` are the rows of its beams, counted from its first; `position` is the latest decoder
+    token's; `written` is the number of cached positions.
     """
 
     index: int
     source_length: int
+    rows: list[int]
     position: int = 0
     written: int = 0
+
+    def reorder(self, beam_index: Sequence[int]) -> dict[int, int]:
+        """Give each beam a row that continues beam `beam_index[k]`.
+
+        The first beam that continues another one takes its row. Returns the rows to copy, by row.
+        """
+        parents = [self.rows[beam] for beam in beam_index]
+        free = [row for row in self.rows if row not in parents]
+        copied: dict[int, int] = {}
+        self.rows = []
+        for parent in parents:
+            row = parent if parent not in self.rows else free.pop()
+            if row != parent:
+                copied[row] = parent
+            self.rows.append(row)
+        self.rows += free
+        return copied
 
 
 class Batch:
@@ -84,7 +112,7 @@ class Batch:
         used = {slot.index for slot in self.slots}
         index = next(index for index in range(len(used) + 1) if index not in used)
         self.backend.admit(encode, np.pad(ids, padding), np.pad(np.ones_like(ids), padding), index)
-        slot = Slot(index, length)
+        slot = Slot(index, length, list(range(self.sizes[BEAMS])))
         self.slots.append(slot)
         return slot
 
@@ -109,21 +137,37 @@ class Batch:
                 return {slot: self.step_draft(bucket, slot, [*request.token_ids, *draft])}
         rows, beams = self.sizes[ROWS], self.sizes[BEAMS]
         token_ids, position = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
-        beam_index = np.arange(rows, dtype=np.int32)
+        used: list[int] = []
+        copied: dict[int, int] = {}
         for slot, request in requests.items():
-            if slot.written > slot.position:
-                self.backend.clear(slot.index, slot.position, slot.written)
             slot.written = slot.position + 1
             first = slot.index * beams
-            used = slice(first, first + len(request.token_ids))
-            token_ids[used], beam_index[used] = request.token_ids, first + request.beam_index
+            for row, parent in slot.reorder(request.beam_index.tolist()).items():
+                copied[first + row] = first + parent
+            own = [first + row for row in slot.rows[: len(request.token_ids)]]
+            token_ids[own] = request.token_ids
             position[first : first + beams] = slot.position
-        logits = self.backend.decode(token_ids, position, beam_index)
-        results = {}
+            used += own
+        inputs = self.shaped(token_ids, position)
+        logits = self.backend.decode(inputs, position, np.array(used, np.int32), copied)
+        results, end = {}, 0
         for slot, request in requests.items():
-            first = slot.index * beams
-            results[slot] = logits[first : first + len(request.token_ids)]
+            begin, end = end, end + len(request.token_ids)
+            results[slot] = logits[begin:end]
         return results
+
+    def shaped(self, token_ids: IntArray, position: IntArray) -> dict[str, IntArray]:
+        """Return the inputs of the decoder's signature for all rows, int32 (rows,)."""
+        assert self.bucket is not None
+        # In version 1 of the contract, all rows share one position.
+        beam_index = np.arange(len(token_ids), dtype=np.int32)
+        arrays = {"decoder_token_ids": token_ids, "position": position, "beam_index": beam_index}
+        inputs = {}
+        for tensor in self.bucket.signature.inputs:
+            if tensor.name in arrays:
+                shape = [self.sizes.get(axis, 1) for axis in tensor.axes]
+                inputs[tensor.name] = arrays[tensor.name][: math.prod(shape)].reshape(shape)
+        return inputs
 
     def step_draft(self, bucket: Bucket, slot: Slot, token_ids: Sequence[int]) -> FloatArray:
         """Decode a single row's token and its draft; return logits (tokens, vocabulary)."""

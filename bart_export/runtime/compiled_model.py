@@ -1,8 +1,8 @@
 """The backend for LiteRT's `CompiledModel`, with LiteRT's logging silenced.
 
-For a single source, `encode` writes into the inputs of `decode`; two sets of cache buffers
-alternate, so that steps copy no data. LiteRT logs from C++ to standard error when a model is
-opened, when the first buffer is written, and when the process ends.
+The caches stay in the inputs of `decode`; for a single source, `encode` writes into them, too.
+LiteRT logs from C++ to standard error when a model is opened, when the first buffer is written, and
+when the process ends.
 """
 
 import atexit
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bart_export import contract
 from bart_export.config import BartConfig
@@ -25,11 +26,11 @@ from bart_export.contract import Bucket, Signature, Tensor
 from bart_export.errors import EngineError, MissingExtra
 from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes.table import LITERT
+from bart_export.runtime.caches import copy_rows, move_slots, write_draft, write_entries
 from bart_export.runtime.engine import FileEngine, thread_count
 from bart_export.runtime.sizing import FloatArray, IntArray, sizing_of
 
 Native = Any  # an object from a library without type hints
-Buffers = dict[str, Native]  # tensor name -> LiteRT's TensorBuffer
 READ_WRITE = 2  # LiteRT's lock mode
 
 # One for all models, created with the first: creating and deleting one takes time and is logged.
@@ -125,11 +126,43 @@ def resized(
     return [tensor for tensor in tensors if changed & set(tensor.axes)]
 
 
+@dataclasses.dataclass(eq=False)
+class Buffer:
+    """A tensor's memory: LiteRT's TensorBuffer."""
+
+    native: Native
+    shape: Sequence[int]
+
+    def write(self, array: npt.NDArray[Any]) -> None:
+        """Write the whole tensor."""
+        self.native.write(array)
+
+    @functools.cached_property
+    def array(self) -> FloatArray:
+        """A float32 tensor's memory, because LiteRT's Python API can only copy whole buffers.
+
+        It is valid as long as the buffer, and does not move.
+        """
+        api, library = ctypes.pythonapi, litert_library()
+        capsule = ctypes.py_object(self.native.capsule)
+        handle = api.PyCapsule_GetPointer(capsule, api.PyCapsule_GetName(capsule))
+        address = ctypes.c_void_p()
+        status = library.LiteRtLockTensorBuffer(handle, ctypes.byref(address), READ_WRITE)
+        if status != 0 or not address.value:
+            raise EngineError("LiteRT cannot map a tensor buffer into memory.")
+        library.LiteRtUnlockTensorBuffer(handle)
+        floats = (ctypes.c_float * math.prod(self.shape)).from_address(address.value)
+        return np.ctypeslib.as_array(floats).reshape(self.shape)
+
+
+Buffers = dict[str, Buffer]  # by tensor name
+
+
 class BufferedSignature:
     """A signature of a `CompiledModel`, the sizes of its dynamic axes, and its buffers.
 
     Cross tensors are written into another signature's inputs and have no output buffers. `borrowed`
-    tensors also use another signature's buffers. `resizes` is False for a static build.
+    inputs also use another signature's buffers. `resizes` is False for a static build.
     """
 
     def __init__(
@@ -158,18 +191,19 @@ class BufferedSignature:
         """Return a tensor's current shape."""
         return [(self.fixed | self.sizes)[axis] for axis in tensor.axes]
 
-    def shape_of(self, name: str) -> list[int]:
-        """Return the current shape of an input or output; caches have the same as both."""
-        tensors = (*self.signature.inputs, *self.signature.outputs)
-        return next(self.shape(tensor) for tensor in tensors if tensor.name == name)
-
     def cross_outputs(self) -> Buffers:
         """Return new buffers for the cross tensors, to be copied into a slot."""
         with failures(f"cannot allocate outputs of {self.name}"):
             return {
-                name: self.model.create_output_buffer_by_name(self.name, name)
-                for name in self.cross_names
+                tensor.name: self.new_output(tensor)
+                for tensor in self.signature.outputs
+                if tensor.name in self.cross_names
             }
+
+    def new_output(self, tensor: Tensor) -> Buffer:
+        """Return a new buffer for an output."""
+        native = self.model.create_output_buffer_by_name(self.name, tensor.name)
+        return Buffer(native, self.shape(tensor))
 
     def resize(self, sizes: Mapping[str, int]) -> None:
         """Change sizes, and create new buffers for the tensors that depend on them."""
@@ -187,37 +221,21 @@ class BufferedSignature:
                     self.outputs.pop(tensor.name, None)
                 for tensor in self.signature.inputs:
                     if tensor.name not in (*self.inputs, *self.borrowed):
-                        buffer = model.create_input_buffer_by_name(self.name, tensor.name)
-                        self.inputs[tensor.name] = buffer
+                        native = model.create_input_buffer_by_name(self.name, tensor.name)
+                        self.inputs[tensor.name] = Buffer(native, self.shape(tensor))
                 for tensor in self.signature.outputs:
-                    if tensor.name not in (*self.outputs, *self.cross_names, *self.borrowed):
-                        buffer = model.create_output_buffer_by_name(self.name, tensor.name)
-                        self.outputs[tensor.name] = buffer
+                    if tensor.name not in (*self.outputs, *self.cross_names):
+                        self.outputs[tensor.name] = self.new_output(tensor)
         except EngineError:
             self.sizes = {}
             raise
 
     def run(self, inputs: Buffers, outputs: Buffers) -> None:
         """Run the signature, with some of its buffers replaced."""
+        both = (self.inputs | inputs, self.outputs | outputs)
+        natives = ({name: buffer.native for name, buffer in each.items()} for each in both)
         with failures(f"failed to run {self.name}"):
-            self.model.run_by_name(self.name, self.inputs | inputs, self.outputs | outputs)
-
-
-@contextlib.contextmanager
-def mapped(buffer: Native, shape: Sequence[int]) -> Iterator[FloatArray]:
-    """Map a float32 buffer into memory, because LiteRT's Python API can only copy whole buffers."""
-    api, library = ctypes.pythonapi, litert_library()
-    capsule = ctypes.py_object(buffer.capsule)
-    handle = api.PyCapsule_GetPointer(capsule, api.PyCapsule_GetName(capsule))
-    address = ctypes.c_void_p()
-    status = library.LiteRtLockTensorBuffer(handle, ctypes.byref(address), READ_WRITE)
-    if status != 0 or not address.value:
-        raise EngineError("LiteRT cannot map a tensor buffer into memory.")
-    try:
-        floats = (ctypes.c_float * math.prod(shape)).from_address(address.value)
-        yield np.ctypeslib.as_array(floats).reshape(shape)
-    finally:
-        library.LiteRtUnlockTensorBuffer(handle)
+            self.model.run_by_name(self.name, *natives)
 
 
 @functools.cache
@@ -237,24 +255,13 @@ def litert_library() -> ctypes.CDLL:
     return library
 
 
-def move_slots(old: FloatArray, new: FloatArray, kept: Sequence[int], rows: int) -> None:
-    """Copy the slots in `kept`, of `rows` rows each, to the front of `new`.
-
-    If `old` and `new` are the same array, `kept` must be in ascending order.
-    """
-    inner = tuple(slice(min(sizes)) for sizes in zip(old.shape[1:], new.shape[1:], strict=True))
-    for index, slot in enumerate(kept):
-        target = (slice(index * rows, (index + 1) * rows), *inner)
-        new[target] = old[(slice(slot * rows, (slot + 1) * rows), *inner)]
-
-
 @dataclasses.dataclass(eq=False, kw_only=True)
 class CompiledModelBackend:
     """A `batch.Backend` for LiteRT's `CompiledModel`.
 
     `resizes` is True for a dynamic build. `encoder` maps token ids (one, source) to hidden states
     (source, hidden), for a file that only computes the cross tensors. `signatures` are created when
-    first used. A step reads the caches from `caches` and writes them to `next_caches`.
+    first used. The caches stay in the inputs of `decoder`.
     """
 
     model: Native
@@ -263,8 +270,6 @@ class CompiledModelBackend:
     encoder: Callable[[IntArray], FloatArray] | None = None
     signatures: dict[str, BufferedSignature] = dataclasses.field(default_factory=dict)
     decoder: BufferedSignature | None = None
-    caches: Buffers = dataclasses.field(default_factory=dict)
-    next_caches: Buffers = dataclasses.field(default_factory=dict)
     mask: IntArray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int32))
 
     def signature(self, bucket: Bucket, borrowed: Iterable[str] = ()) -> BufferedSignature:
@@ -285,33 +290,20 @@ class CompiledModelBackend:
 
     def resize(self, bucket: Bucket, kept: Sequence[int]) -> None:
         """Resize the decoder; see `Backend.resize`."""
-        old, before, self.decoder = self.decoder, {}, None  # its buffers are lost if this fails
-        if old is not None:
-            buffers = {name: old.inputs[name] for name in old.cross_names} | self.caches
-            before = {name: (buffer, old.shape_of(name)) for name, buffer in buffers.items()}
+        old, self.decoder = self.decoder, None  # its buffers are lost if this fails
+        before = {} if old is None else dict(old.inputs)
         self.decoder = decoder = self.signature(bucket)
         rows = dict.fromkeys(decoder.cross_names, 1)
         rows |= dict.fromkeys(decoder.cache_names, bucket.sizes[contract.BEAMS])
         for name, beams in rows.items():
-            shape = decoder.shape_of(name)
-            buffer, old_shape = before.get(name, (None, []))
-            same = old is decoder and shape == old_shape
-            if name in decoder.cache_names and not same:
-                self.caches[name] = decoder.inputs[name]
-                self.next_caches[name] = decoder.outputs[name]
-            if same and kept == list(range(len(kept))):
-                continue
-            if not kept and bucket.sizes[contract.SOURCES] == 1:
-                continue  # `admit` writes all of it
-            with mapped(buffer if same else decoder.inputs[name], shape) as new:
-                if not same:
-                    new[:] = 0  # new memory may contain NaN, which masks do not hide
-                if same:
-                    move_slots(new, new, kept, beams)
-                elif kept:
-                    with mapped(buffer, old_shape) as array:
-                        move_slots(array, new, kept, beams)
-        mask = np.zeros(decoder.shape_of("encoder_padding_mask"), np.int32)
+            buffer, earlier = decoder.inputs[name], before.get(name)
+            if buffer is earlier:
+                move_slots(buffer.array, buffer.array, kept, beams)
+            elif kept or bucket.sizes[contract.SOURCES] > 1:  # or else `admit` writes all of it
+                buffer.array[:] = 0  # new memory may contain NaN, which masks do not hide
+                if earlier is not None:
+                    move_slots(earlier.array, buffer.array, kept, beams)
+        mask = np.zeros(decoder.inputs["encoder_padding_mask"].shape, np.int32)
         width = min(mask.shape[1], self.mask.shape[1])
         mask[: len(kept), :width] = self.mask[kept, :width]
         self.mask = mask
@@ -334,66 +326,54 @@ class CompiledModelBackend:
             encoded = encoder.cross_outputs()
             encoder.run({}, encoded)
             for name, buffer in encoded.items():
-                with (
-                    mapped(buffer, encoder.shape_of(name)) as array,
-                    mapped(decoder.inputs[name], decoder.shape_of(name)) as slots,
-                ):
-                    move_slots(array, slots[slot : slot + 1], [0], 1)
+                move_slots(buffer.array, decoder.inputs[name].array[slot : slot + 1], [0], 1)
         self.mask[slot] = 0
         self.mask[slot, : mask.shape[1]] = mask
         decoder.inputs["encoder_padding_mask"].write(self.mask)
-        self.clear(slot, 0, decoder.sizes[contract.CAPACITY])
+        beams = decoder.sizes[contract.BEAMS]
+        for name in decoder.cache_names:
+            decoder.inputs[name].array[slot * beams : (slot + 1) * beams] = 0
 
-    def decode(self, token_ids: IntArray, position: IntArray, beam_index: IntArray) -> FloatArray:
+    def decode(
+        self,
+        inputs: Mapping[str, IntArray],
+        position: IntArray,
+        rows: IntArray,
+        copied: Mapping[int, int],
+    ) -> FloatArray:
         """Decode one token per row; see `Backend.decode`."""
         decoder = self.decoder
         assert decoder is not None
-        inputs = {"decoder_token_ids": token_ids, "position": position, "beam_index": beam_index}
         for name, array in inputs.items():
-            if name in decoder.inputs:
-                shape = decoder.shape_of(name)
-                # In version 1 of the contract, all rows share one position.
-                decoder.inputs[name].write(array[: math.prod(shape)].reshape(shape))
-        decoder.run(self.caches, self.next_caches)
-        self.caches, self.next_caches = self.next_caches, self.caches
-        return self.logits(decoder, len(token_ids))
+            decoder.inputs[name].write(array)
+        for name in decoder.cache_names:
+            copy_rows(decoder.inputs[name].array, copied, position)
+        decoder.run({}, {})
+        for name in decoder.cache_names:
+            cache, outputs = decoder.inputs[name].array, decoder.outputs[name].array
+            write_entries(cache, outputs, rows, position)
+        logits: FloatArray = decoder.outputs["logits"].array[rows]
+        return logits
 
     def decode_draft(self, bucket: Bucket, token_ids: IntArray, position: int) -> FloatArray:
         """Decode several tokens of the only row; see `Backend.decode_draft`."""
         decoder = self.decoder
         assert decoder is not None
-        source = ["encoder_padding_mask", *decoder.cross_names]
-        draft = self.signature(bucket, [*source, *decoder.cache_names])
+        borrowed = ["encoder_padding_mask", *decoder.cross_names, *decoder.cache_names]
+        draft = self.signature(bucket, borrowed)
         draft.inputs["decoder_token_ids"].write(token_ids[None, :])
         draft.inputs["position"].write(
             np.arange(position, position + len(token_ids), dtype=np.int32)
         )
-        inputs = {name: decoder.inputs[name] for name in source}
-        draft.run(inputs | self.caches, self.next_caches)
-        self.caches, self.next_caches = self.next_caches, self.caches
-        return self.logits(draft, len(token_ids))
-
-    def logits(self, decoder: BufferedSignature, rows: int) -> FloatArray:
-        """Return the logits, (rows, vocabulary), that a signature computed."""
-        size = rows * self.config.vocabulary_size
-        logits: FloatArray = decoder.outputs["logits"].read(size, np.float32)
-        return logits.reshape(rows, self.config.vocabulary_size)
-
-    def clear(self, slot: int, begin: int, end: int) -> None:
-        """Set positions of a slot's caches to 0; see `Backend.clear`."""
-        decoder = self.decoder
-        assert decoder is not None
-        beams = decoder.sizes[contract.BEAMS]
-        for name, buffer in self.caches.items():
-            with mapped(buffer, decoder.shape_of(name)) as cache:
-                cache[slot * beams : (slot + 1) * beams, :, begin:end] = 0
+        draft.run({name: decoder.inputs[name] for name in borrowed}, {})
+        for name in decoder.cache_names:
+            write_draft(decoder.inputs[name].array, draft.outputs[name].array, position)
+        return draft.outputs["logits"].array.copy()
 
     def cross(self, slot: int) -> dict[str, FloatArray]:
         """Return a slot's cross tensors; see `Backend.cross`."""
         decoder = self.decoder
         assert decoder is not None
-        cross = {}
-        for name in decoder.cross_names:
-            with mapped(decoder.inputs[name], decoder.shape_of(name)) as array:
-                cross[name] = array[slot : slot + 1].copy()
-        return cross
+        return {
+            name: decoder.inputs[name].array[slot : slot + 1].copy() for name in decoder.cross_names
+        }

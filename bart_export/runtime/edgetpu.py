@@ -207,6 +207,4 @@ class SegmentedEncoder:
             signature.inputs[name].write(np.ascontiguousarray(array))
         signature.run({}, {})
         (output,) = signature.outputs.values()
-        width = self.config.hidden_dim
-        result: FloatArray = output.read(rows * width, np.float32)
-        return result.reshape(rows, width)
+        return output.array.copy()

@@ -6,6 +6,7 @@ from support.scripts import Running, Script, alone, assert_as_alone
 
 from bart_export.errors import InputError
 from bart_export.recipes.table import LITERT
+from bart_export.runtime.batch import Slot
 from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.runtime.engine import Decoding
 from bart_export.runtime.interpreter import open_interpreter
@@ -63,7 +64,7 @@ def test_growth_keeps_what_runs(engine, beams):
     running.step(23)  # the first is beyond 16 positions before the third
     assert sizes() == (3, 64, 3 * beams, 32)
     running.step(8)
-    assert sizes() == (3, 64, 3 * beams, 64)
+    assert sizes() == (3, 64, 3 * beams, 48)
     assert_as_alone(engine, running, {"first": first, "longer": longer, "third": third})
 
 
@@ -184,3 +185,19 @@ def test_drafted_tokens_get_the_logits_of_single_steps(engine, rejected):
         known = expected[position : position + len(right)]
         np.testing.assert_allclose(logits[: len(known)], known, rtol=0, atol=1e-4)
         position += len(right)
+
+
+@pytest.mark.parametrize(
+    ("rows", "beam_index", "copied", "then"),
+    [
+        ([0, 1, 2], [0, 1, 2], {}, [0, 1, 2]),
+        ([0, 1, 2], [2, 0, 1], {}, [2, 0, 1]),
+        ([0, 1, 2], [1, 1, 0], {2: 1}, [1, 2, 0]),
+        ([2, 0, 1], [0, 0, 0], {1: 2, 0: 2}, [2, 1, 0]),
+        ([1, 2, 0], [2, 2], {2: 0}, [0, 2, 1]),
+    ],
+)
+def test_only_beams_that_ended_are_overwritten(rows, beam_index, copied, then):
+    slot = Slot(0, 1, rows)
+    assert slot.reorder(beam_index) == copied
+    assert slot.rows == then

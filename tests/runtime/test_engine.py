@@ -155,10 +155,10 @@ def test_a_step_of_an_earlier_generation_is_refused(engine):
         engine.step(state, np.zeros(1, np.int32), np.zeros(1, np.int32))
 
 
-def test_a_beam_that_is_not_there_is_an_error_and_the_engine_goes_on(interpreter, compiled):
+def test_a_token_that_is_not_there_is_an_error_and_the_engine_goes_on(interpreter, compiled):
     state = interpreter.start(source(5), 2, 9)
     with pytest.raises(EngineError, match="ai-edge-litert failed to run the signature decode"):
-        interpreter.step(state, np.zeros(2, np.int32), np.array([0, 2], np.int32))
+        interpreter.step(state, np.array([0, 10**6], np.int32), np.arange(2, dtype=np.int32))
     assert_same(trace(interpreter, source(5), 2, 9), trace(compiled, source(5), 2, 9))
 
 

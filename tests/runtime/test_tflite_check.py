@@ -141,8 +141,8 @@ HARMS = {
         FLOAT, lambda c, m: put(c, weights_of(m), 2, "<I", tensor(
             m, first(m, "TRANSPOSE").Inputs(1)).Buffer()), "shape and bytes differ"),
     "other type": (
-        FLOAT, lambda c, m: put(c, output(m, "EQUAL"), 1, "<b", schema.TensorType.INT32),
-        "EQUAL with unsupported types"),
+        FLOAT, lambda c, m: put(c, output(m, "GREATER"), 1, "<b", schema.TensorType.INT32),
+        "GREATER with unsupported types"),
     "unknown type": (
         INT8, lambda c, m: put(c, weights_of(m), 1, "<b", schema.TensorType.STRING),
         "of an unsupported type"),
