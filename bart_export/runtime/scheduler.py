@@ -22,9 +22,9 @@ from bart_export.runtime.engine import FileEngine
 from bart_export.runtime.search import Decode, Finished, Hypothesis, Search, search
 from bart_export.runtime.sizing import MAX_SOURCES, decoder_bytes
 
-MAX_BATCH_SIZE = 16  # rows; larger batches decoded no more tokens per second
+MAX_BATCH_SIZE = 32  # rows; larger batches decoded no more tokens per second
 MAX_MEMORY_BUDGET = 1 << 40
-MEMORY_BUDGET = 256 << 20  # bytes; 28 sources of 256 tokens in bart_base's shape
+MEMORY_BUDGET = 192 << 20  # bytes; 16 sources of 256 tokens in bart_base's shape
 WINDOW = 256  # sources that are sorted by length, to reduce padding
 CLOSED = "The Generator was closed. Open the artifact again."
 

@@ -1,6 +1,6 @@
 """The sizes of a file's tensors: a request's in a dynamic build, a bucket's in a static one.
 
-A dynamic build's caches start small and double. A static build has a signature per bucket: sources
+A dynamic build's caches start small and grow by half. A static build has a signature per bucket: sources
 use the smallest that fits, padded and masked, with spare beams.
 """
 
@@ -32,7 +32,7 @@ FloatArray = npt.NDArray[np.float32]
 MAX_SOURCES = 1024  # in a dynamic build
 DRAFT_STEP = 4  # draft sizes are multiples, so that the decoder is rarely resized
 LENGTH_STEP = 16  # lengths are multiples, so that a slightly longer source does not resize a batch
-FIRST_CAPACITY = 16  # decoder positions; doubling costs milliseconds once, capacity every step
+FIRST_CAPACITY = 16  # decoder positions; growing costs milliseconds once, capacity every step
 # The sizes of axes, as requests name them.
 LIMITED = {
     SOURCES: "The number of sources decoded together",
@@ -79,7 +79,7 @@ class Dynamic:
             source_length += -source_length % LENGTH_STEP
         room = FIRST_CAPACITY
         while room < capacity:
-            room *= 2
+            room += max(FIRST_CAPACITY, room // 2)
         sizes = {
             SOURCES: sources,
             SOURCE: source_length,
