@@ -3,7 +3,8 @@
  * mirrors bart_export/contract.py.
  *
  * Shapes are those of contract version 2. In version 1, which is also supported, a step has one
- * source, `decoder_token_ids` is (beams, one) and all beams share one position.
+ * source, `decoder_token_ids` is (beams, one), all beams share one position, and steps return whole
+ * caches.
  */
 package org.bartexport
 
@@ -66,7 +67,7 @@ public object TensorName {
     /** int32 (rows), decoder positions from 0, an input of the decoding signatures. */
     public const val POSITION: String = "position"
 
-    /** int32 (rows), the row whose cache each row continues, an input of `decode`. */
+    /** int32 (beams), the beam that each beam continues, an input of `decode` in version 1. */
     public const val BEAM_INDEX: String = "beam_index"
 
     /** float32 (rows, vocabulary), an output of the decoding signatures. */
@@ -113,9 +114,16 @@ public data class Bucket(
     val drafts: Boolean
         get() = signature == SignatureName.DECODE_DRAFT
 
-    /** Names of the self-attention caches: the tensors that are both inputs and outputs. */
+    /**
+     * Names of the self-attention caches. Inputs are caches, and outputs of the same names are the
+     * new tokens' entries.
+     */
     val caches: List<String>
         get() = inputs.keys.filter { it in outputs }
+
+    /** Whether the outputs are whole caches instead, as in version 1 of the contract. */
+    val returnsCaches: Boolean
+        get() = !drafts && caches.all { inputs[it] == outputs[it] }
 }
 
 /**
@@ -161,7 +169,7 @@ private class BucketEntry(
 /** The axes and tensors that a signature must have. */
 private class Required(val axes: Set<String>, val inputs: Set<String>, val outputs: Set<String>)
 
-private val DECODE_SINGLE_REQUIRED = Required(
+private val DECODE_REQUIRED = Required(
     setOf(Axis.SOURCE, Axis.BEAMS, Axis.CAPACITY),
     setOf(TensorName.DECODER_TOKEN_IDS, TensorName.POSITION, TensorName.ENCODER_PADDING_MASK),
     setOf(TensorName.LOGITS),
@@ -173,16 +181,12 @@ private val REQUIRED = mapOf(
         setOf(TensorName.ENCODER_TOKEN_IDS, TensorName.ENCODER_PADDING_MASK),
         emptySet(),
     ),
-    SignatureName.DECODE to Required(
-        DECODE_SINGLE_REQUIRED.axes,
-        DECODE_SINGLE_REQUIRED.inputs + TensorName.BEAM_INDEX,
-        DECODE_SINGLE_REQUIRED.outputs,
-    ),
-    SignatureName.DECODE_SINGLE to DECODE_SINGLE_REQUIRED,
+    SignatureName.DECODE to DECODE_REQUIRED,
+    SignatureName.DECODE_SINGLE to DECODE_REQUIRED,
     SignatureName.DECODE_DRAFT to Required(
         setOf(Axis.SOURCE, Axis.DRAFT, Axis.CAPACITY),
-        DECODE_SINGLE_REQUIRED.inputs,
-        DECODE_SINGLE_REQUIRED.outputs,
+        DECODE_REQUIRED.inputs,
+        DECODE_REQUIRED.outputs,
     ),
 )
 

@@ -2,6 +2,8 @@ package org.bartexport
 
 import kotlin.test.assertEquals
 import kotlin.test.assertFailsWith
+import kotlin.test.assertFalse
+import kotlin.test.assertTrue
 import kotlinx.serialization.json.JsonArray
 import kotlinx.serialization.json.JsonObject
 import kotlinx.serialization.json.JsonPrimitive
@@ -28,6 +30,7 @@ class ContractTest {
             decode.sizes,
         )
         assertEquals(listOf("self_key_0", "self_value_0"), decode.caches)
+        assertEquals(TensorSpec("float32", listOf(4, 1, 1, 2)), decode.outputs["self_key_0"])
         val cache = decode.inputs.getValue("self_key_0")
         assertEquals(TensorSpec("float32", listOf(4, 1, 16, 2)), cache)
         assertEquals(128, cache.elements)
@@ -35,13 +38,16 @@ class ContractTest {
     }
 
     @Test
-    fun `version 1 of the contract has the same buckets, with one position for all beams`() {
+    fun `version 1 of the contract has the same buckets, with one position and whole caches`() {
         val old = readBuckets(signaturesOf(listOf(8, 16), listOf(1, 4), 16, version = 1))
         val new = readBuckets(signatures)
         assertEquals(new.map { it.name to it.sizes }, old.map { it.name to it.sizes })
         fun positions(buckets: List<Bucket>) = buckets.single { it.name == "decode_8_4" }
             .inputs.getValue(TensorName.POSITION).elements
         assertEquals(1 to 4, positions(old) to positions(new))
+        val (decodingOld, decodingNew) = listOf(old, new).map { all -> all.filter { !it.encodes } }
+        assertTrue(decodingOld.all { it.returnsCaches })
+        assertTrue(decodingNew.none { it.returnsCaches })
     }
 
     @Test
@@ -65,6 +71,7 @@ class ContractTest {
             draft.sizes,
         )
         assertEquals(listOf("self_key_0", "self_value_0"), draft.caches)
+        assertFalse(draft.returnsCaches)
     }
 
     private class Row(val name: String, val says: String, val change: (JsonObject) -> JsonObject)
@@ -86,8 +93,8 @@ class ContractTest {
         Row("an axis that is missing", "signature decode_8_1 lacks beams.") {
             it.at("decode_8_1", "sizes") { sizes -> JsonObject(sizes - "beams") }
         },
-        Row("an input that is missing", "signature decode_8_4 lacks beam_index.") {
-            it.at("decode_8_4", "inputs") { inputs -> JsonObject(inputs - "beam_index") }
+        Row("an input that is missing", "signature decode_8_4 lacks position.") {
+            it.at("decode_8_4", "inputs") { inputs -> JsonObject(inputs - "position") }
         },
         Row("an output that is missing", "signature decode_8_4 lacks logits.") {
             it.at("decode_8_4", "outputs") { outputs -> JsonObject(outputs - "logits") }

@@ -153,14 +153,14 @@ internal fun signaturesOf(
                     val positions = if (version > 1) rows else 1
                     put("decoder_token_ids", tensor("int32", rows / positions, positions))
                     put("position", tensor("int32", positions))
-                    if (rows > 1) put("beam_index", tensor("int32", rows))
+                    if (rows > 1 && version == 1) put("beam_index", tensor("int32", rows))
                     put("encoder_padding_mask", tensor("int32", 1, source))
                     putCross(crossKey, source)
                     putCaches(rows, capacity)
                 }
                 putJsonObject("outputs") {
                     put("logits", tensor("float32", rows, VOCABULARY_SIZE))
-                    putCaches(rows, capacity)
+                    putCaches(rows, if (version > 1) 1 else capacity)
                 }
             }
         }
@@ -186,7 +186,7 @@ private fun JsonObjectBuilder.putDraft(source: Int, draft: Int, capacity: Int) {
     }
     putJsonObject("outputs") {
         put("logits", tensor("float32", draft, VOCABULARY_SIZE))
-        putCaches(1, capacity)
+        putCaches(1, draft)
     }
 }
 
@@ -195,9 +195,9 @@ private fun JsonObjectBuilder.putCross(key: List<Int>, source: Int) {
     put("cross_value_0", tensor("float32", 1, 1, source, 2))
 }
 
-private fun JsonObjectBuilder.putCaches(rows: Int, capacity: Int) {
-    put("self_key_0", tensor("float32", rows, 1, capacity, 2))
-    put("self_value_0", tensor("float32", rows, 1, capacity, 2))
+private fun JsonObjectBuilder.putCaches(rows: Int, positions: Int) {
+    put("self_key_0", tensor("float32", rows, 1, positions, 2))
+    put("self_value_0", tensor("float32", rows, 1, positions, 2))
 }
 
 private fun tensor(dtype: String, vararg shape: Int) = buildJsonObject {

@@ -1,7 +1,7 @@
 /*
  * The interface of an engine; mirrors bart_export/runtime/engine.py.
  *
- * The state of a decoding is a value: each step takes the state that the previous step returned.
+ * Each step takes the state that the previous step returned.
  */
 package org.bartexport.runtime
 
@@ -35,9 +35,8 @@ public fun interface Step<State> {
  * The state of a decoding.
  *
  * @property serial number of the source within its engine, which keeps only the last one
- * @property caches the engine's caches
  */
-public class Decoding(public val serial: Int, public val caches: Any)
+public class Decoding(public val serial: Int)
 
 /** Encodes and decodes one source at a time. */
 public interface Seq2SeqEngine : AutoCloseable {

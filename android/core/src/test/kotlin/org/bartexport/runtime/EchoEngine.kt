@@ -21,6 +21,7 @@ internal class EchoEngine(
     /** Number of calls in progress. */
     private val busy = AtomicInteger()
     private var serial = 0
+    private var spoken = Spoken(IntArray(0), emptyList())
 
     @Volatile
     var closed = 0
@@ -32,16 +33,17 @@ internal class EchoEngine(
     override fun start(tokenIds: IntArray, numBeams: Int, maxLength: Int): Decoding = alone {
         if (maxLength > longest) throw InputError("max_length must be at most $longest.")
         serial += 1
-        Decoding(serial, Spoken(tokenIds, List(numBeams) { emptyList() }))
+        spoken = Spoken(tokenIds, List(numBeams) { emptyList() })
+        Decoding(serial)
     }
 
     override fun step(state: Decoding, request: SearchEvent.Decode): Stepped<Decoding> = alone {
         onStep(steps.incrementAndGet())
         if (state.serial != serial) throw EngineError("Another generation has begun.")
-        val before = state.caches as Spoken
+        val before = spoken
         val grown = grown(before.beams, request)
-        val next = Spoken(before.source, grown.takeLast(before.beams.size))
-        Stepped(logits(Spoken(before.source, grown)), Decoding(serial, next))
+        spoken = Spoken(before.source, grown.takeLast(before.beams.size))
+        Stepped(logits(Spoken(before.source, grown)), state)
     }
 
     override fun close() = alone { closed += 1 }

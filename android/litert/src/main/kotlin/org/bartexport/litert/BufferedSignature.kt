@@ -2,8 +2,8 @@
  * Signatures of a compiled model with their buffers; mirrors
  * bart_export/runtime/compiled_model.py.
  *
- * `encode` writes into the inputs of `decode`, which `decode_draft` shares, and two sets of cache
- * buffers alternate, so nothing is copied between calls.
+ * `encode` writes into the inputs of `decode`, which `decode_draft` shares. The caches are kept in
+ * arrays and written before each step, because LiteRT's Kotlin API can only write whole buffers.
  */
 package org.bartexport.litert
 
@@ -13,45 +13,32 @@ import org.bartexport.Axis
 import org.bartexport.Bucket
 import org.bartexport.EngineError
 import org.bartexport.TensorName
+import org.bartexport.runtime.Cache
 import org.bartexport.runtime.Fitted
 
 internal typealias Buffers = Map<String, TensorBuffer>
 
 /**
- * The cache buffers that the next step reads, and those that it writes.
+ * A signature of a compiled model, with buffers for the named tensors. The others use another
+ * signature's buffers.
  *
- * @property filled number of positions in [read] that may differ from 0
- */
-internal class Caches(val read: Buffers, val written: Buffers, val filled: Int = 0) {
-    /** Returns the caches after a step that filled positions below [filled]. */
-    fun after(filled: Int): Caches = Caches(written, read, filled)
-}
-
-/**
- * A signature of a compiled model, with buffers for its tensors.
- *
- * @param unbuffered tensors without buffers here, because another signature's are used
  * @throws EngineError if LiteRT cannot create the buffers
  */
 internal class BufferedSignature(
     private val model: CompiledModel,
     val bucket: Bucket,
-    unbuffered: Set<String> = emptySet(),
+    inputs: Set<String> = bucket.inputs.keys,
+    outputs: Set<String> = bucket.outputs.keys,
 ) : AutoCloseable {
     private val buffers = mutableListOf<TensorBuffer>()
-    val inputs: Buffers = create(bucket.inputs.keys - unbuffered, model::createInputBuffer)
-    val outputs: Buffers = create(bucket.outputs.keys - unbuffered, model::createOutputBuffer)
+    val inputs: Buffers = create(inputs, model::createInputBuffer)
+    val outputs: Buffers = create(outputs, model::createOutputBuffer)
 
-    /** The two sets of cache buffers, which steps read and write in turn. */
-    fun caches(): Caches = Caches(
-        bucket.caches.associateWith(inputs::getValue),
-        bucket.caches.associateWith(outputs::getValue),
-    )
-
-    /** Runs the signature; the given buffers replace its own. */
-    fun run(inputs: Buffers, outputs: Buffers): Unit = running("failed to run ${bucket.name}") {
-        model.run(this.inputs + inputs, this.outputs + outputs, bucket.name)
-    }
+    /** Runs the signature with the given buffers and its own. */
+    fun run(inputs: Buffers = emptyMap(), outputs: Buffers = emptyMap()): Unit =
+        running("failed to run ${bucket.name}") {
+            model.run(this.inputs + inputs, this.outputs + outputs, bucket.name)
+        }
 
     override fun close(): Unit = buffers.forEach(TensorBuffer::close)
 
@@ -66,21 +53,29 @@ internal class BufferedSignature(
 }
 
 /**
- * The buckets of a request, with buffers.
+ * The buckets of a request, with buffers and caches.
  *
  * @property draft the bucket that verifies drafts, or null
+ * @property caches the inputs of [decode] that the host changes, by name
  * @throws EngineError if LiteRT cannot create the buffers
  */
 internal class BufferedBuckets(model: CompiledModel, fitted: Fitted) : AutoCloseable {
     private val opened = mutableListOf<BufferedSignature>()
-    val encode: BufferedSignature = open(model, fitted.encode, fitted.encode.outputs.keys)
-    val decode: BufferedSignature = open(model, fitted.decode, emptySet())
-    val draft: BufferedSignature? = fitted.draft?.let { open(model, it, it.inputs.keys - NEW) }
+    val encode: BufferedSignature = open {
+        BufferedSignature(model, fitted.encode, outputs = emptySet())
+    }
+    val decode: BufferedSignature = open { BufferedSignature(model, fitted.decode) }
+    val draft: BufferedSignature? = fitted.draft?.let {
+        open { BufferedSignature(model, it, inputs = NEW) }
+    }
+    val caches: Map<String, Cache> = decode.bucket.caches.associateWith {
+        Cache(decode.bucket.inputs.getValue(it).shape)
+    }
 
     override fun close(): Unit = opened.forEach(BufferedSignature::close)
 
-    private fun open(model: CompiledModel, bucket: Bucket, unbuffered: Set<String>) = try {
-        BufferedSignature(model, bucket, unbuffered).also(opened::add)
+    private fun open(make: () -> BufferedSignature) = try {
+        make().also(opened::add)
     } catch (error: EngineError) {
         close()
         throw error
@@ -93,7 +88,7 @@ internal class BufferedBuckets(model: CompiledModel, fitted: Fitted) : AutoClose
 }
 
 /**
- * Encodes a source into the inputs of `decode` and returns zeroed caches.
+ * Encodes a source into the inputs of `decode` and clears the caches.
  *
  * @param tokenIds int32 (one, source), padded to the size of the buckets
  * @param paddingMask int32 (one, source), 1 for a token and 0 for padding
@@ -102,17 +97,13 @@ internal fun encodeSource(
     buckets: BufferedBuckets,
     tokenIds: IntArray,
     paddingMask: IntArray,
-): Caches = running("failed to encode") {
+): Unit = running("failed to encode") {
     val (encode, decode) = buckets.encode to buckets.decode
     encode.inputs.getValue(TensorName.ENCODER_TOKEN_IDS).writeInt(tokenIds)
     encode.inputs.getValue(TensorName.ENCODER_PADDING_MASK).writeInt(paddingMask)
     decode.inputs.getValue(TensorName.ENCODER_PADDING_MASK).writeInt(paddingMask)
-    encode.run(emptyMap(), encode.bucket.outputs.keys.associateWith(decode.inputs::getValue))
-    val caches = decode.caches()
-    for ((name, buffer) in caches.read) {
-        buffer.writeFloat(FloatArray(decode.bucket.inputs.getValue(name).elements))
-    }
-    caches
+    encode.run(outputs = encode.bucket.outputs.keys.associateWith(decode.inputs::getValue))
+    for (cache in buckets.caches.values) cache.values.fill(0f)
 }
 
 /**
@@ -120,36 +111,25 @@ internal fun encodeSource(
  *
  * @param position number of tokens decoded before
  * @param tokenIds int32 (beams)
- * @param beamIndex int32 (beams)
+ * @param beamIndex int32 (beams), the beam whose cache each beam continues
  */
 internal fun decodeRows(
-    decode: BufferedSignature,
-    caches: Caches,
+    buckets: BufferedBuckets,
     position: Int,
     tokenIds: IntArray,
     beamIndex: IntArray,
 ): FloatArray = running("failed to decode") {
+    val decode = buckets.decode
     decode.inputs.getValue(TensorName.DECODER_TOKEN_IDS).writeInt(tokenIds)
     // Version 1 of the contract has one position for all beams, version 2 one for each.
     val positions = decode.bucket.inputs.getValue(TensorName.POSITION).elements
     decode.inputs.getValue(TensorName.POSITION).writeInt(IntArray(positions) { position })
-    decode.inputs[TensorName.BEAM_INDEX]?.writeInt(beamIndex)
-    // A step adds to the caches, which may hold rejected tokens.
-    if (caches.filled > position) clear(decode, caches, position)
-    decode.run(caches.read, caches.written)
+    decode.inputs[TensorName.BEAM_INDEX]?.writeInt(IntArray(beamIndex.size) { it })
+    for (cache in buckets.caches.values) cache.reorder(beamIndex, position)
+    writeCaches(buckets)
+    decode.run()
+    readEntries(buckets, decode, if (decode.bucket.returnsCaches) 0 else position)
     decode.outputs.getValue(TensorName.LOGITS).readFloat()
-}
-
-/** Sets the caches to 0 from position [first] on. */
-private fun clear(decode: BufferedSignature, caches: Caches, first: Int) {
-    for ((name, buffer) in caches.read) {
-        val (_, _, capacity, size) = decode.bucket.inputs.getValue(name).shape
-        val values = buffer.readFloat()
-        for (head in values.indices step capacity * size) {
-            values.fill(0f, head + first * size, head + capacity * size)
-        }
-        buffer.writeFloat(values)
-    }
 }
 
 /**
@@ -160,17 +140,31 @@ private fun clear(decode: BufferedSignature, caches: Caches, first: Int) {
  * @param tokenIds int32 (tokens), at most as many as [draft] takes
  */
 internal fun decodeDraft(
-    decode: BufferedSignature,
+    buckets: BufferedBuckets,
     draft: BufferedSignature,
-    caches: Caches,
     position: Int,
     tokenIds: IntArray,
 ): FloatArray = running("failed to decode") {
     val tokens = draft.bucket.sizes.getValue(Axis.DRAFT)
     draft.inputs.getValue(TensorName.DECODER_TOKEN_IDS).writeInt(tokenIds.copyOf(tokens))
     draft.inputs.getValue(TensorName.POSITION).writeInt(IntArray(tokens) { position + it })
-    val source = decode.inputs.filterKeys { it in draft.bucket.inputs && it !in draft.inputs }
-    draft.run(source + caches.read, caches.written)
+    writeCaches(buckets)
+    val shared = draft.bucket.inputs.keys - draft.inputs.keys
+    draft.run(shared.associateWith(buckets.decode.inputs::getValue))
+    readEntries(buckets, draft, position)
     val logits = draft.outputs.getValue(TensorName.LOGITS).readFloat()
     logits.copyOf(logits.size / tokens * tokenIds.size)
+}
+
+private fun writeCaches(buckets: BufferedBuckets) {
+    for ((name, cache) in buckets.caches) {
+        buckets.decode.inputs.getValue(name).writeFloat(cache.values)
+    }
+}
+
+/** Writes the outputs of a signature into the caches, from a position on. */
+private fun readEntries(buckets: BufferedBuckets, ran: BufferedSignature, position: Int) {
+    for ((name, cache) in buckets.caches) {
+        cache.write(ran.outputs.getValue(name).readFloat(), position)
+    }
 }

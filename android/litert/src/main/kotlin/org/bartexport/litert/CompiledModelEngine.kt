@@ -52,7 +52,8 @@ public class CompiledModelEngine private constructor(
         val fitted = fit(config, buckets, tokenIds, numBeams, maxLength)
         serial += 1
         val chosen = buffers(fitted)
-        return Decoding(serial, encodeSource(chosen, fitted.tokenIds, fitted.paddingMask))
+        encodeSource(chosen, fitted.tokenIds, fitted.paddingMask)
+        return Decoding(serial)
     }
 
     /** @throws EngineError if a later [start] has ended this decoding, and as [start] does */
@@ -60,14 +61,11 @@ public class CompiledModelEngine private constructor(
     override fun step(state: Decoding, request: SearchEvent.Decode): Stepped<Decoding> {
         checkOpen()
         val chosen = buffered
-        val caches = state.caches
-        if (chosen == null || caches !is Caches || state.serial != serial) throw ended()
+        if (chosen == null || state.serial != serial) throw ended()
         val draft = chosen.draft?.takeIf { it.fits(request) }
-        return if (draft == null) {
-            stepRows(chosen.decode, caches, request)
-        } else {
-            stepDraft(chosen.decode, draft, caches, request)
-        }
+        val logits =
+            if (draft == null) stepRows(chosen, request) else stepDraft(chosen, draft, request)
+        return Stepped(logits, state)
     }
 
     @Synchronized
@@ -91,35 +89,26 @@ public class CompiledModelEngine private constructor(
         request.draft.isNotEmpty() &&
             request.position + bucket.sizes.getValue(Axis.DRAFT) <= config.maxSequenceLength
 
-    private fun stepRows(
-        decode: BufferedSignature,
-        caches: Caches,
-        request: SearchEvent.Decode,
-    ): Stepped<Decoding> {
+    private fun stepRows(chosen: BufferedBuckets, request: SearchEvent.Decode): Logits {
         val (rows, places) = fillRows(
-            decode.bucket.sizes.getValue(Axis.BEAMS),
+            chosen.decode.bucket.sizes.getValue(Axis.BEAMS),
             request.tokenIds,
             request.beamIndex,
         )
-        val logits = decodeRows(decode, caches, request.position, rows, places)
+        val logits = decodeRows(chosen, request.position, rows, places)
         val beams = request.tokenIds.size
         val size = logits.size / rows.size * beams
-        val values = if (size == logits.size) logits else logits.copyOf(size)
-        val next = caches.after(request.position + 1)
-        return Stepped(Logits(values, beams), Decoding(serial, next))
+        return Logits(if (size == logits.size) logits else logits.copyOf(size), beams)
     }
 
     private fun stepDraft(
-        decode: BufferedSignature,
+        chosen: BufferedBuckets,
         draft: BufferedSignature,
-        caches: Caches,
         request: SearchEvent.Decode,
-    ): Stepped<Decoding> {
+    ): Logits {
         val size = draft.bucket.sizes.getValue(Axis.DRAFT)
         val tokenIds = (request.tokenIds + request.draft).let { it.copyOf(minOf(it.size, size)) }
-        val logits = decodeDraft(decode, draft, caches, request.position, tokenIds)
-        val next = caches.after(request.position + size)
-        return Stepped(Logits(logits, tokenIds.size), Decoding(serial, next))
+        return Logits(decodeDraft(chosen, draft, request.position, tokenIds), tokenIds.size)
     }
 
     private fun checkOpen() {

@@ -10,7 +10,7 @@ import org.junit.jupiter.api.DynamicTest.dynamicTest
 import org.junit.jupiter.api.Test
 import org.junit.jupiter.api.TestFactory
 
-/** Drafts change no result of a model on LiteRT, and leave nothing in its caches. */
+/** Drafts change no result of a model on LiteRT, and rejected tokens are not read again. */
 class DraftsTest {
     private val model = TINY.first()
     private val draft = model.artifact.buckets(model.file).first { it.drafts }
@@ -62,7 +62,7 @@ class DraftsTest {
     }
 
     @TestFactory
-    fun `a draft leaves only the right tokens behind`(): List<DynamicTest> =
+    fun `steps after a draft read only its right tokens`(): List<DynamicTest> =
         listOf(true, false).map { right ->
             dynamicTest(if (right) "right" else "wrong") {
                 val expected = plainLogits()
