@@ -24,6 +24,7 @@ The signatures of a SavedModel are batch-major:
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 from bart_export.config import BartConfig
@@ -202,12 +203,13 @@ def static_buckets(
     target_length: int,
     num_beams: Sequence[int],
     draft_length: int = 0,
+    sources: Sequence[int] = (1,),
 ) -> tuple[Bucket, ...]:
     """Return the signatures of a static `.tflite` file.
 
     These are `encode_S` for every source length, `decode_S_K` for every source length and number of
-    beams (a `decode_single` for one beam), and with a `draft_length` and one beam `decode_draft_S`.
-    Readers must not rely on these names.
+    beams (a `decode_single` for one beam), `decode_S_K_N` for several sources, and with a
+    `draft_length` and one beam `decode_draft_S`. Readers must not rely on these names.
     """
     longest = max(*source_lengths, target_length, draft_length)
     if longest > config.max_sequence_length:
@@ -219,16 +221,17 @@ def static_buckets(
     buckets = []
     for source in source_lengths:
         buckets.append(Bucket(f"encode_{source}", encode, {SOURCE: source}))
-        for beams in num_beams:
+        for count, beams in itertools.product(sources, num_beams):
             sizes = {
-                SOURCES: 1,
+                SOURCES: count,
                 SOURCE: source,
                 BEAMS: beams,
-                ROWS: beams,
+                ROWS: count * beams,
                 CAPACITY: target_length,
             }
             signature = decode if beams > 1 else decode_single
-            buckets.append(Bucket(f"decode_{source}_{beams}", signature, sizes))
+            name = f"decode_{source}_{beams}" if count == 1 else f"decode_{source}_{beams}_{count}"
+            buckets.append(Bucket(name, signature, sizes))
         if draft_length > 0 and 1 in num_beams:
             sizes = {SOURCE: source, DRAFT: draft_length, CAPACITY: target_length}
             buckets.append(Bucket(f"decode_draft_{source}", decode_draft, sizes))
@@ -324,9 +327,10 @@ def output_padding(pad_token_id: int) -> dict[str, int]:
 class StaticShapes:
     """The buckets of a static build; lengths are in tokens, including start and end.
 
-    `source_lengths` and `num_beams` are sorted. There is an `encode` for every source length and a
-    `decode` for every pair; `target_length` is the capacity of a cache. `draft_length` is the
-    number of tokens that a `decode_draft` for every source length decodes, or 0 for none.
+    `source_lengths`, `num_beams` and `sources` are sorted. There is an `encode` for every source
+    length and a `decode` for every combination; `target_length` is the capacity of a cache.
+    `draft_length` is the number of tokens that a `decode_draft` for every source length decodes, or
+    0 for none. `sources` are the numbers of sources decoded together, and always include 1.
 
     Raises:
         ConfigurationError: if a number is below 1, or a list is empty.
@@ -336,9 +340,11 @@ class StaticShapes:
     target_length: int
     num_beams: tuple[int, ...]
     draft_length: int = 0
+    sources: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
-        for name in ("source_lengths", "num_beams"):
+        object.__setattr__(self, "sources", (1, *self.sources))
+        for name in ("source_lengths", "num_beams", "sources"):
             numbers = tuple(sorted(set(getattr(self, name))))
             if not numbers or numbers[0] < 1:
                 raise ConfigurationError(

@@ -75,8 +75,9 @@ def static_shapes(values: Values) -> StaticShapes | None:
             values.get("source_lengths", SOURCE_LENGTHS),
             values.get("target_length", TARGET_LENGTH),
             values.get("num_beams", NUM_BEAMS),
+            sources=values.get("sources", (1,)),
         )
-    for name in ("source_lengths", "target_length", "num_beams"):
+    for name in ("source_lengths", "target_length", "num_beams", "sources"):
         if name in values:
             raise click.UsageError(f"{flag(name)} needs --shapes static.")
     return None
@@ -108,7 +109,7 @@ TARGETS = {
         tflite_options,
         (
             "recipes", "shapes", "android", "source_lengths", "target_length", "num_beams",
-            "calibration_data", "data", "tolerance",
+            "sources", "calibration_data", "data", "tolerance",
         ),
         'generate {} "…"',
     ),
@@ -177,6 +178,12 @@ export_options = cli.combined(
         metavar="N,...",
         help="Numbers of beams: one for a SavedModel, default: the preset's; one or more for a "
         f"static file, default: {comma_separated(NUM_BEAMS)}.",
+    ),
+    cli.list_option(
+        "--sources",
+        kind=COUNT,
+        metavar="N,...",
+        help="Numbers of source texts that a static file decodes together, in addition to 1.",
     ),
     cli.texts_option(
         "--calibration-data",

@@ -141,6 +141,8 @@ class TracedModel:
             "encoder_padding_mask": mask,
         }
         crosses = self.file.run(self.encoder.name, source)
+        sources = self.decoder.sizes.get(contract.SOURCES, 1)
+        encoded = {**crosses, "encoder_padding_mask": mask}
         sizes = {
             **contract.sizes(self.config),
             contract.SOURCES: 1,
@@ -153,25 +155,28 @@ class TracedModel:
             tensor.name: np.zeros([sizes[axis] for axis in tensor.axes], np.float32)
             for tensor in contract.cache_tensors(self.config)
         }
-        return 0, {**crosses, "encoder_padding_mask": mask}, caches
+        # Several sources are copies of one.
+        return 0, {name: array.repeat(sources, 0) for name, array in encoded.items()}, caches
 
     def step(
         self, state: tuple[int, Arrays, Arrays], token_ids: IntArray, beam_index: IntArray
     ) -> tuple[FloatArray, tuple[int, Arrays, Arrays]]:
         """Decode one token for every beam; a draft of several repeats the token."""
         position, source, earlier = state
-        caches = {name: cache[beam_index] for name, cache in earlier.items()}
         drafted = self.decoder.sizes.get(contract.DRAFT, 1)
-        tokens = token_ids.repeat(drafted)
+        sources, beams = self.decoder.sizes.get(contract.SOURCES, 1), len(token_ids)
+        # All sources are the same.
+        caches = {name: cache[np.tile(beam_index, sources)] for name, cache in earlier.items()}
+        tokens = np.tile(token_ids.repeat(drafted), (sources, 1))
         positions = np.arange(position, position + drafted, dtype=np.int32)
         fed = {
             **source,
             **caches,
-            "decoder_token_ids": tokens[None, :],
-            "position": np.resize(positions, tokens.shape),
+            "decoder_token_ids": tokens,
+            "position": np.resize(positions, tokens.size),
         }
         outputs = self.file.run(self.decoder.name, fed)
-        logits: FloatArray = outputs.pop("logits")[::drafted]
+        logits: FloatArray = outputs.pop("logits")[::drafted][:beams]
         for name, entries in outputs.items():
             room = caches[name][:, :, position : position + drafted]
             room[:] = entries[:, :, : room.shape[2]]

@@ -84,9 +84,10 @@ class ReportedFile:
             return purpose
         sources = " or ".join(map(str, shapes.source_lengths))
         beams = " or ".join(map(str, shapes.num_beams))
+        together = " or ".join(map(str, shapes.sources))
         return (
             f"{purpose}; static: sources of {sources} tokens, outputs of {shapes.target_length} "
-            f"tokens, {beams} beams"
+            f"tokens, {beams} beams" + (f", {together} sources together" if together != "1" else "")
         )
 
     @property

@@ -64,10 +64,11 @@ class FileEngine:
     notice: str = ""
     running: Batch | None = None
 
-    def only(self, source_length: int, num_beams: int) -> "FileEngine":
+    def only(self, source_length: int, num_beams: int, sources: int = 1) -> "FileEngine":
         """Return an engine for one bucket of the same static build."""
         assert isinstance(self.sizing, Buckets)
-        return FileEngine(self.config, self.backend, self.sizing.only(source_length, num_beams))
+        only = self.sizing.only(source_length, num_beams, sources)
+        return FileEngine(self.config, self.backend, only)
 
     def close(self) -> None:
         """Release the model; the engine cannot be used afterwards."""

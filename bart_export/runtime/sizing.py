@@ -131,14 +131,14 @@ class Buckets:
         """The number of drafted tokens that can be decoded with the one before them."""
         return max(bucket.sizes.get(DRAFT, 1) for bucket in self.buckets) - 1
 
-    def only(self, source_length: int, num_beams: int) -> "Buckets":
+    def only(self, source_length: int, num_beams: int, sources: int) -> "Buckets":
         """Return the sizing that uses only the bucket of these sizes."""
-        sizes = {SOURCE: source_length, BEAMS: num_beams}
+        sizes = {SOURCE: source_length, BEAMS: num_beams, SOURCES: sources}
         buckets = [
             bucket
             for bucket in self.buckets
             if all(sizes.get(axis, size) == size for axis, size in bucket.sizes.items())
-            and (DRAFT not in bucket.sizes or num_beams == 1)
+            and (DRAFT not in bucket.sizes or num_beams == sources == 1)
         ]
         return Buckets(self.config, buckets)
 

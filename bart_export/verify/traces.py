@@ -118,7 +118,7 @@ def bucket_pairs(model: FileEngine, buckets: Sequence[contract.Bucket]) -> list[
         if bucket.signature.name != "encode":
             rows, longest = bucket.sizes.get(contract.BEAMS, 1), bucket.sizes[contract.CAPACITY]
             draft = bucket.sizes.get(contract.DRAFT, 1) - 1
-            only = model.only(source, rows)
+            only = model.only(source, rows, bucket.sizes.get(contract.SOURCES, 1))
             pair = SignaturePair(encoders[source], bucket.name, only, rows, draft, source, longest)
             pairs.append(pair)
     return pairs

@@ -52,6 +52,13 @@ BOUNDS = ("--tolerance", "top1=0.5,kl=1", "--tolerance", "relative=2")
             TfliteOptions(RECIPE, StaticShapes((32, 64), export.TARGET_LENGTH, (2,))),
         ),
         (
+            (*STATIC, "--source-lengths", "64", "--sources", "8,4"),
+            TfliteOptions(
+                RECIPE,
+                StaticShapes((64,), export.TARGET_LENGTH, export.NUM_BEAMS, sources=(1, 4, 8)),
+            ),
+        ),
+        (
             (*TFLITE, *BOUNDS, "--data", "a.jsonl", "--calibration-data", "b.jsonl"),
             TfliteOptions(
                 RECIPE, None, Path("b.jsonl"), Path("a.jsonl"),

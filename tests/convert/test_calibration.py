@@ -78,24 +78,31 @@ def test_a_static_build_is_calibrated_bucket_by_bucket(static_artifact):
     assert {f"{name}/token_embedding/output" for name in decoders} <= ranges.keys()
 
 
-def test_drafts_of_a_static_build_are_calibrated_within_the_positions(symmetric_artifact, tmp_path):
+def test_drafts_and_several_sources_are_calibrated_like_single_rows(symmetric_artifact, tmp_path):
     checkpoint = resolve.read(resolve.find(symmetric_artifact.manifest.preset).directory)
     parameters = InferenceParameters(checkpoint.config, checkpoint.weights.__getitem__)
     positions = checkpoint.config.max_sequence_length
-    buckets = contract.static_buckets(checkpoint.config, (8,), positions, (1,), draft_length=7)
+    buckets = contract.static_buckets(checkpoint.config, (8,), positions, (1, 2), 7, (1, 3))
     path, found, lengths = tmp_path / "static.tflite", {}, {}
     tflite.write_signatures(parameters, buckets, path)
 
     def search(model, token_ids, num_beams, longest):
         name, state = model.decoder.name, model.start(token_ids, num_beams, longest)
         lengths[name], found[name] = longest, []
+        beam_index = np.arange(num_beams, dtype=np.int32)
         for token in (2, 5, 9):
-            logits, state = model.step(state, np.array([token], np.int32), np.zeros(1, np.int32))
+            logits, state = model.step(state, beam_index + token, beam_index[::-1])
             found[name].append(logits)
 
     calibration.calibrate(path, checkpoint.config, buckets, [(0, 5, 2)], search, 1)
-    assert lengths == {"decode_8_1": positions, "decode_draft_8": positions - 6}
-    np.testing.assert_allclose(found["decode_draft_8"], found["decode_8_1"], atol=1e-4)
+    assert lengths.pop("decode_draft_8") == positions - 6
+    assert set(lengths.values()) == {positions}
+    for name, single in (
+        ("decode_draft_8", "decode_8_1"),
+        ("decode_8_1_3", "decode_8_1"),
+        ("decode_8_2_3", "decode_8_2"),
+    ):
+        np.testing.assert_allclose(found[name], found[single], atol=1e-4)
 
 
 def test_a_preset_that_decodes_greedily_still_calibrates_the_signature_of_beams(symmetric_artifact):

@@ -12,6 +12,7 @@ from bart_export.recipes.table import LITERT, TFLITE_RUNTIME
 from bart_export.runtime import engine_choice
 from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.runtime.interpreter import open_interpreter
+from bart_export.runtime.scheduler import Scheduler, Task
 from bart_export.runtime.search import run, search
 from bart_export.runtime.sizing import Buckets
 
@@ -229,6 +230,64 @@ def test_a_static_build_runs_one_source_after_the_other(engine, compiled, beams)
         running.step(9)
         running.release(name)
     assert_as_alone(compiled, running, scripts)
+
+
+SEVERAL = StaticShapes((8, 32), TARGET, (1, 2), sources=(2, 4))
+
+
+@pytest.fixture(scope="module")
+def several_file(roomy_parameters, tmp_path_factory):
+    from bart_export.convert import tflite
+
+    path = tmp_path_factory.mktemp("roomy_sources") / "float32.static.tflite"
+    tflite.write_float(roomy_parameters, path, SEVERAL)
+    return path
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("interpreter_package", [None, LITERT])
+def test_a_static_build_decodes_several_sources_in_buckets_for_them(
+    several_file, roomy_config, compiled, beams, interpreter_package
+):
+    opened = several_file, roomy_config, contract.tflite_buckets(roomy_config, SEVERAL)
+    if interpreter_package:
+        engine = open_interpreter(*opened, num_threads=1, interpreter=interpreter_package)
+    else:
+        engine = open_compiled_model(*opened, num_threads=1)
+    lengths = (5, 30, 7, 3, 9, 2, 20)
+    scripts = {
+        seed: Script.random(seed, length, beams, 3 + seed) for seed, length in enumerate(lengths)
+    }
+    waiting, running, buckets = list(scripts), Running(engine.batch(beams)), set()
+    while waiting or running.slots:
+        if waiting and len(running.slots) < 4:
+            running.admit(waiting[0], scripts[waiting.pop(0)])
+        elif waiting:
+            with pytest.raises(InputError, match="must be at most 4 in this static build"):
+                running.batch.admit([3], 9)
+        running.step()
+        buckets.add(running.batch.bucket.name)
+        for name in running.ended():
+            running.release(name)
+    of_a_length = [f"decode_{length}_{beams}" for length in (8, 32)]
+    assert {*of_a_length, *(f"{of_a_length[1]}_{count}" for count in (2, 4))} <= buckets
+    assert_as_alone(compiled, running, scripts)
+
+
+def test_the_scheduler_fills_the_buckets_of_a_static_build(several_file, roomy_config, compiled):
+    opened = several_file, roomy_config, contract.tflite_buckets(roomy_config, SEVERAL)
+    generation = GenerationConfig(max_length=TARGET, min_length=TARGET, decoder_start_token_id=2)
+    found = []
+    for engine in (open_compiled_model(*opened, num_threads=1), compiled):
+        scheduler = Scheduler(engine)
+        tasks = [scheduler.submit(Task(source(6, seed), generation)) for seed in range(9)]
+        steps = 0
+        while not all(task.ended for task in tasks):
+            scheduler.step()
+            steps += 1
+        found.append(([task.hypotheses[0].token_ids for task in tasks], steps))
+    assert found[0][0] == found[1][0]
+    assert [steps // (TARGET - 1) for _, steps in found] == [3, 1]
 
 
 def test_an_engine_of_one_bucket_knows_no_other(static):

@@ -20,10 +20,10 @@ from bart_export.contract import StaticShapes
 from bart_export.errors import ConfigurationError, InputError, VerificationFailed
 from bart_export.recipes import metrics
 from bart_export.recipes.table import ROUNDING
-from bart_export.verify import checks, structure
+from bart_export.verify import checks, structure, traces
 from bart_export.verify.compare import compare
 
-SHAPES = StaticShapes((16, 64), target_length=24, num_beams=(1, 4), draft_length=5)
+SHAPES = StaticShapes((16, 64), 24, (1, 4), draft_length=5, sources=(3,))
 TEXTS = [
     {"text": "The river rose two metres overnight.", "reference": "the river rose"},
     {"text": "A library for reading archives, which streams.", "reference": "a library"},
@@ -139,9 +139,15 @@ def test_a_bound_on_rouge_needs_references(tiny, base, int8, tmp_path):
 
 def test_every_bucket_of_a_static_build_is_compared(tiny, tmp_path):
     base = tiny.float_file(tmp_path / "float32.static.tflite", SHAPES)
+    with base.open() as model:
+        for pair in traces.signature_pairs(model):
+            if not pair.draft:
+                bucket = pair.model.sizing.decode(1, pair.source_length, pair.rows, 24)
+                assert bucket.name == pair.decode
     int8 = tiny.quantized(base)
     comparison, answers = tiny.gate(base).check(int8, tiny.asked)
     decoders = ["decode_draft_16", "decode_draft_64"]
+    decoders += [f"decode_{source}_{beams}_3" for source in (16, 64) for beams in (1, 4)]
     decoders += [f"decode_{source}_{beams}" for source in (16, 64) for beams in (1, 4)]
     assert set(comparison.signatures) == {"encode_16", "encode_64", *decoders}
     assert all(comparison.signatures[name]["steps"] > 10 for name in decoders)
