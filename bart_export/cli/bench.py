@@ -76,7 +76,7 @@ ONCE = {"sources": ("--source", "source"), "num_threads": ("--threads", "num_thr
     metavar="[litert|tensorflow],...",
     help="Engines to serve with. Default: all that the artifact has files for.",
 )
-@click.option("--workers", type=THREADS, help="Calls that a server runs in parallel.")
+@click.option("--workers", type=THREADS, help="Workers of each server.")
 @click.option(
     "--queue-size", type=click.IntRange(min=0), help="Calls that may wait in a server's queue."
 )
