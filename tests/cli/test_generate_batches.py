@@ -174,34 +174,46 @@ def test_a_row_of_a_pipe_is_written_before_the_next_line_is(symmetric_artifact, 
     assert [json.loads(line)["text"] for line in shown.splitlines()] == list(map(str, range(1000)))
 
 
+def complete_rows(output):
+    return output.read_bytes().count(b"\n") if output.exists() else 0
+
+
 def check_kills(command, path, tmp_path, kills):
-    """Kill a command at random moments, resume it, and compare with an uninterrupted run."""
+    """Kill a command at random moments, resume it, and compare with an uninterrupted run.
+
+    Moments are spread over the output: just after a row or, if that row is already there, up to a
+    quarter of the whole time after the start.
+    """
     whole, output, draw = tmp_path / "whole.jsonl", tmp_path / "out.jsonl", random.Random(kills)
     began = time.monotonic()
     subprocess.run([*command, "--input", path, "--output", whole], check=True, timeout=600)
     took = time.monotonic() - began
     resume = [*command, "--input", path, "--output", output, "--resume"]
-    for kill in range(kills):
-        size = output.stat().st_size if output.exists() else 0
+    # Not in the last window, so that no run ends before it is killed.
+    killed_at = sorted(draw.sample(range(1, complete_rows(whole) * 3 // 4), kills))
+    found = []
+    for kill, row in enumerate(killed_at):
+        late = complete_rows(output) >= row
+        moment = time.monotonic() + draw.uniform(0, took / 4)
         with subprocess.Popen(resume, stderr=subprocess.PIPE) as process:
-            # Every second moment is just after a row.
-            moment = draw.uniform(0, took / 3) if kill % 2 else took
-            deadline = time.monotonic() + moment
-            while process.poll() is None and time.monotonic() < deadline:
-                if not kill % 2 and output.exists() and output.stat().st_size > size:
-                    break
+            while process.poll() is None and (
+                time.monotonic() < moment if late else complete_rows(output) < row
+            ):
                 time.sleep(0.002)
             process.send_signal(signal.SIGKILL if kill % 4 < 2 else signal.SIGINT)
             _, message = process.communicate(timeout=60)
-        assert kill or process.returncode == -signal.SIGKILL
+        assert process.returncode != 0
         written = output.read_bytes() if output.exists() else b""
-        found = re.fullmatch(rb"Interrupted after (\d+) texts? of (.*); (.*)\n", message)
-        if found is not None:  # not while Python or the model was being loaded
+        assert whole.read_bytes().startswith(written)
+        interrupted = re.fullmatch(rb"Interrupted after (\d+) texts? of (.*); (.*)\n", message)
+        if interrupted is not None:  # not while Python or the model was being loaded
             assert process.returncode == 130
             assert written.endswith(b"\n") or not written
-            assert abs(int(found[1]) - written.count(b"\n")) <= 1  # perhaps not counted yet
-            assert found[2] == os.fsencode(path)
-            assert found[3].endswith(b"Repeat the command with --resume to continue.")
+            assert abs(int(interrupted[1]) - written.count(b"\n")) <= 1  # perhaps not counted yet
+            assert interrupted[2] == os.fsencode(path)
+            assert interrupted[3].endswith(b"Repeat the command with --resume to continue.")
+        found.append(written.count(b"\n"))
+    assert len(set(found)) > kills // 4
     subprocess.run(resume, check=True, timeout=600)
     assert output.read_bytes() == whole.read_bytes()
 
@@ -235,14 +247,15 @@ def test_memory_does_not_grow_with_the_number_of_texts(mini_artifact, tmp_path):
     path, output = tmp_path / "in.txt", tmp_path / "out.jsonl"
     path.write_text("\n".join(texts(1000, 100)), encoding="utf-8")
     arguments = ["--input", path, "--output", output, "--truncate"]
-    peaks = {}
+    sizes = []
     with subprocess.Popen([*COMMAND, "generate", mini_artifact.directory, *arguments]) as run:
         while run.poll() is None:
             status = Path(f"/proc/{run.pid}/status").read_text()
             size = re.search(r"VmRSS:\s+(\d+)", status)
-            early = not output.exists() or output.read_bytes().count(b"\n") < batch_files.WINDOW
             if size is not None:
-                peaks[early] = max(peaks.get(early, 0), int(size[1]))
+                sizes.append((complete_rows(output), int(size[1])))
             time.sleep(0.05)
     assert run.returncode == 0
-    assert peaks[False] < 1.2 * peaks[True]
+    early = max(size for rows, size in sizes if rows < 100)
+    later = max(size for rows, size in sizes if rows >= 100)
+    assert later < 1.05 * early
