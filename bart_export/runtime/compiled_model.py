@@ -226,7 +226,7 @@ class BufferedSignature:
                 for tensor in self.signature.outputs:
                     if tensor.name not in (*self.outputs, *self.cross_names):
                         self.outputs[tensor.name] = self.new_output(tensor)
-        except EngineError:
+        except BaseException:  # such as Ctrl-C
             self.sizes = {}
             raise
 
@@ -292,7 +292,7 @@ class CompiledModelBackend:
         """Resize the decoder; see `Backend.resize`."""
         old, self.decoder = self.decoder, None  # its buffers are lost if this fails
         before = {} if old is None else dict(old.inputs)
-        self.decoder = decoder = self.signature(bucket)
+        decoder = self.signature(bucket)
         rows = dict.fromkeys(decoder.cross_names, 1)
         rows |= dict.fromkeys(decoder.cache_names, bucket.sizes[contract.BEAMS])
         for name, beams in rows.items():
@@ -308,6 +308,7 @@ class CompiledModelBackend:
         mask[: len(kept), :width] = self.mask[kept, :width]
         self.mask = mask
         decoder.inputs["encoder_padding_mask"].write(mask)
+        self.decoder = decoder
 
     def admit(self, encode: Bucket, token_ids: IntArray, mask: IntArray, slot: int) -> None:
         """Encode a source into a slot; see `Backend.admit`."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from bart_export.artifact.artifact import Artifact
 from bart_export.config import BartConfig, GenerationConfig, check_token_ids
-from bart_export.errors import BartExportError, InputError
+from bart_export.errors import BartExportError, InputError, shown
 from bart_export.runtime.engine import FileEngine
 from bart_export.runtime.engine_choice import choose_file, files_for, open_engine
 from bart_export.runtime.results import GeneratedSequence, Result, Stream, Timings
@@ -245,6 +245,8 @@ class Generator:
         Raises:
             InputError: if a text is invalid; see `generate`.
         """
+        if isinstance(texts, str):
+            raise InputError(f"texts must be an iterable of texts, received {shown(texts)}.")
         generation = self.settings(**parameters)
 
         def tasks() -> Iterator[Task | BartExportError]:

@@ -129,8 +129,8 @@ class Stream(Iterator[str]):
     def wait(self) -> None:
         """Start the generation, and wait until its task is ready."""
         if not self.submitted and not self.task.cancelled:
-            self.submitted = True
             self.scheduler.submit(self.task)
+            self.submitted = True
         self.scheduler.wait(lambda: self.task.ready)
 
     def close(self) -> None:

@@ -150,12 +150,13 @@ class Scheduler:
         self.batch: Batch | None = None
         self.encode_seconds = self.decode_seconds = self.search_seconds = 0.0
         self.finished = self.tokens = 0
-        self.changed = threading.Condition()
+        self.lock = threading.RLock()  # entered in C, so that Ctrl-C cannot leave it locked
+        self.changed = threading.Condition(self.lock)
         self.stepping = self.closing = False
 
     def submit(self, task: Task) -> Task:
         """Add a task to those waiting."""
-        with self.changed:
+        with self.lock:
             if self.closing:
                 raise EngineError(CLOSED)
             self.waiting.append(task)
@@ -163,7 +164,7 @@ class Scheduler:
 
     def cancel(self, *tasks: Task) -> None:
         """Stop tasks before the next step."""
-        with self.changed:
+        with self.lock:
             for task in tasks:
                 task.cancelled = True
             self.changed.notify_all()
@@ -171,24 +172,27 @@ class Scheduler:
     def wait(self, ready: Callable[[], bool]) -> None:
         """Step until `ready`, or wait while another thread steps."""
         while True:
-            with self.changed:
-                while (self.stepping or self.closing) and not ready():
-                    self.changed.wait()
-                if ready():
-                    return
-                self.stepping = True
+            steps = False
             try:
+                with self.lock:
+                    while (self.stepping or self.closing) and not ready():
+                        self.changed.wait()
+                    if ready():
+                        return
+                    self.stepping = steps = True
                 while not ready() and not self.closing:
                     if self.step():
-                        with self.changed:
+                        with self.lock:
                             self.changed.notify_all()
             except BaseException:  # such as Ctrl-C, which may leave an inconsistent state
-                self.restart()
+                if steps:
+                    self.restart()
                 raise
             finally:
-                with self.changed:
-                    self.stepping = False
-                    self.changed.notify_all()
+                if steps:
+                    with self.lock:
+                        self.stepping = False
+                        self.changed.notify_all()
 
     def step(self) -> bool:
         """Admit sources and decode one token of every running search.
@@ -220,7 +224,7 @@ class Scheduler:
 
     def admit(self) -> None:
         """Encode the first waiting sources that fit alongside the running ones."""
-        with self.changed:
+        with self.lock:
             self.plan()
         if self.admitting:
             began = time.perf_counter()
@@ -303,7 +307,7 @@ class Scheduler:
 
         A restarted search repeats its tokens; `Task.settle` skips the repeated ones.
         """
-        with self.changed:
+        with self.lock:
             tasks = dict.fromkeys((*self.running, *self.admitting))
             restarted = [task for task in tasks if not task.ended]
             for task in restarted:
@@ -314,7 +318,7 @@ class Scheduler:
 
     def close(self) -> None:
         """End all tasks with EngineError, and release the model."""
-        with self.changed:
+        with self.lock:
             if self.closing:
                 return
             self.closing = True

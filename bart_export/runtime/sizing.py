@@ -1,7 +1,7 @@
 """The sizes of a file's tensors: a request's in a dynamic build, a bucket's in a static one.
 
-A dynamic build's caches start small and grow by half. A static build has a signature per bucket: sources
-use the smallest that fits, padded and masked, with spare beams.
+A dynamic build's caches start small and grow by half. A static build has a signature per bucket:
+sources use the smallest that fits, padded and masked, with spare beams.
 """
 
 import dataclasses

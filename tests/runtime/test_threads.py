@@ -233,3 +233,49 @@ def test_of_several_texts_none_is_generated_from_unless_all_can_be(generator):
     with pytest.raises(InputError, match="at most 160 tokens"):
         generator.generate([TEXTS[0], "word " * 999])
     assert engine.steps == 0
+
+
+class Interrupted:
+    """A LiteRT model that is interrupted while it allocates a buffer."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def create_input_buffer_by_name(self, *names):
+        raise KeyboardInterrupt
+
+
+def test_a_text_after_an_interrupted_resize_gets_its_result(generator):
+    expected = generator.generate(TEXTS[2], **GREEDY).text
+    generator.generate(TEXTS[0], **GREEDY)
+    decoder = generator.engine.backend.decoder
+    model, decoder.model = decoder.model, Interrupted(decoder.model)
+    with pytest.raises(KeyboardInterrupt):
+        generator.generate(TEXTS[2], **GREEDY)
+    decoder.model = model
+    assert generator.generate(TEXTS[2], **GREEDY).text == expected
+
+
+def test_a_stream_that_is_first_read_after_the_end_is_an_error_each_time(mini_artifact):
+    with Generator.from_artifact(mini_artifact.directory, num_threads=1) as generator:
+        stream = generator.stream(TEXTS[0])
+    found = []
+
+    def read():
+        for use in (lambda: next(stream), lambda: next(stream), stream.drain):
+            with pytest.raises(EngineError, match="was closed"):
+                use()
+            found.append(use)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert len(found) == 3
+
+
+def test_one_text_is_not_an_iterable_of_texts(generator):
+    with pytest.raises(InputError, match='texts must be an iterable of texts, received "short'):
+        generator.generate_iter("short text")
