@@ -294,8 +294,9 @@ def print_row(row: "Row") -> None:
         print_text(" ".join(sequence.get("generated_text", "").splitlines()))
 
 
-PARAMETER = re.compile(
-    rf"\b({'|'.join([*(name for name, _, _ in GENERATION_OPTIONS), *FLAGS])})\b"
+NAMES = "|".join([*(name for name, _, _ in GENERATION_OPTIONS), *FLAGS])
+PARAMETER = re.compile(  # not a part of a path
+    rf"(?<![\w/.-])({NAMES})(?![\w/-]|\.\w)"
     r"(?:=([\w+-]+(?:\.\w+)*))?"
 )
 
