@@ -286,6 +286,7 @@ def results_or_errors(
             yield {**row, "error": in_flags(str(answer))}
         else:
             yield batch_results.result_row(row, answer)
+    next(answers, None)  # Python would ignore Ctrl-C while it deletes an unfinished generator
 
 
 def print_row(row: "Row") -> None:

@@ -134,16 +134,15 @@ def fitting_pairs(pairs: Sequence[SignaturePair], trace: Trace) -> list[Signatur
 def teacher_force(model: Engine, trace: Trace, rows: int = 1, draft: int = 0) -> TraceOutput:
     """Feed the tokens of a trace to a model one by one, or each with the next `draft` tokens.
 
-    With several rows, one gets the tokens and the others repeat the first token. Every step
-    permutes the rows, to test that the caches are permuted too.
+    With several rows, one gets the tokens and the others repeat the first token. At the next step
+    another row gets them, and all rows continue the previous one, to test that caches are copied.
     """
     fed = trace.fed_token_ids
     state = model.start(trace.source_token_ids, rows, len(fed) + 1)
     cross = model.cross(state) if isinstance(model, FileEngine) else {}
-    beam_index = permutation(rows)
     steps: list[Floats] = []
     while (position := len(steps)) < len(fed):
-        row, token_ids = row_and_tokens(trace, position, rows)
+        row, token_ids, beam_index = rows_of_step(trace, position, rows)
         if draft and isinstance(model, FileEngine):
             guess = fed[position + 1 : position + 1 + draft]
             logits, state = model.step(state, token_ids, beam_index, guess)
@@ -161,7 +160,7 @@ def teacher_force_together(
 
     At most one trace begins with a step, so that all are at different positions.
     """
-    batch, beam_index = model.batch(rows), permutation(rows)
+    batch = model.batch(rows)
     waiting = collections.deque(range(len(traces)))
     running: dict[int, Slot] = {}
     cross: list[Mapping[str, Floats]] = [{} for _ in traces]
@@ -171,12 +170,9 @@ def teacher_force_together(
             number = waiting.popleft()
             trace = traces[number]
             running[number] = batch.admit(trace.source_token_ids, len(trace.fed_token_ids) + 1)
-        fed = {each: row_and_tokens(traces[each], len(steps[each]), rows) for each in running}
+        fed = {each: rows_of_step(traces[each], len(steps[each]), rows) for each in running}
         logits = batch.step(
-            {
-                slot: Decode(fed[number][1], beam_index, len(steps[number]))
-                for number, slot in running.items()
-            }
+            {slot: Decode(*fed[number][1:], len(steps[number])) for number, slot in running.items()}
         )
         for number, slot in list(running.items()):
             steps[number].append(logits[slot][fed[number][0]].copy())
@@ -186,17 +182,12 @@ def teacher_force_together(
     return [TraceOutput(*each) for each in zip(cross, map(np.stack, steps), strict=True)]
 
 
-def permutation(rows: int) -> IntArray:
-    """Return the `beam_index` that shifts every row by one."""
-    return np.arange(-1, rows - 1, dtype=np.int32) % rows
-
-
-def row_and_tokens(trace: Trace, position: int, rows: int) -> tuple[int, IntArray]:
-    """Return the row with a trace's token at a position, and the tokens of all rows, (rows,)."""
+def rows_of_step(trace: Trace, position: int, rows: int) -> tuple[int, IntArray, IntArray]:
+    """Return the row with a trace's token, and `token_ids` and `beam_index`, both (rows,)."""
     row, fed = position % rows, trace.fed_token_ids
     token_ids = np.full(rows, fed[0], np.int32)
     token_ids[row] = fed[position]
-    return row, token_ids
+    return row, token_ids, np.full(rows, (position - 1) % rows, np.int32)
 
 
 @dataclasses.dataclass

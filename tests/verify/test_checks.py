@@ -147,7 +147,8 @@ def test_every_bucket_of_a_static_build_is_compared(tiny, tmp_path):
     int8 = tiny.quantized(base)
     comparison, answers = tiny.gate(base).check(int8, tiny.asked)
     decoders = ["decode_draft_16", "decode_draft_64"]
-    decoders += [f"decode_{source}_{beams}_3" for source in (16, 64) for beams in (1, 4)]
+    for name in ("decode_{}_{}_3", "decode_{}_{}_3 of 3 sources"):
+        decoders += [name.format(source, beams) for source in (16, 64) for beams in (1, 4)]
     decoders += [f"decode_{source}_{beams}" for source in (16, 64) for beams in (1, 4)]
     assert set(comparison.signatures) == {"encode_16", "encode_64", *decoders}
     assert all(comparison.signatures[name]["steps"] > 10 for name in decoders)
