@@ -1,7 +1,6 @@
 """A checkpoint with its verification gate, and correct and broken files of it."""
 
 import dataclasses
-import types
 from types import MappingProxyType
 
 import numpy as np
@@ -129,7 +128,11 @@ def wrong_epsilon(monkeypatch):
     monkeypatch.setattr(layers, "layer_norm", layer_norm)
 
 
-def cache_one_off(monkeypatch):
-    """Write keys and values one position too late."""
-    shifted = {**vars(tf), "equal": lambda places, position: tf.equal(places, position + 1)}
-    monkeypatch.setattr(tflite_signatures, "tf", types.SimpleNamespace(**shifted))
+def position_one_off(monkeypatch):
+    """Decode every token as if it came one position later."""
+    for name in ("decode", "decode_single", "decode_draft"):
+
+        def wrong(config, parameters, given, right=tflite_signatures.FUNCTIONS[name]):
+            return right(config, parameters, given | {"position": given["position"] + 1})
+
+        monkeypatch.setitem(tflite_signatures.FUNCTIONS, name, wrong)

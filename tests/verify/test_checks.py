@@ -10,7 +10,7 @@ from support import judged_models
 from support.judged_models import (
     FLOAT32,
     INT8,
-    cache_one_off,
+    position_one_off,
     swap_rows,
     triple_one_scale,
     wrong_epsilon,
@@ -79,7 +79,7 @@ def test_a_changed_int8_file_is_caught(tiny, base, int8, tmp_path, harm, words):
         tiny.gate(base).check(wrong, tiny.asked)
 
 
-@pytest.mark.parametrize("harm", [wrong_epsilon, cache_one_off])
+@pytest.mark.parametrize("harm", [wrong_epsilon, position_one_off])
 def test_a_wrong_graph_is_caught_if_only_its_int8_file_is_exported(
     tiny, base, tmp_path, monkeypatch, harm
 ):

@@ -13,7 +13,7 @@ import pytest
 from support.golden_cases import GOLDEN, MODELS, GoldenCases
 from support.judged_models import (
     Judged,
-    cache_one_off,
+    position_one_off,
     swap_rows,
     triple_one_scale,
     triple_the_scales,
@@ -67,7 +67,7 @@ def check_a_random_checkpoint(directory, spread, seed):
     wrong = judged.changed(base, swap_rows, directory / "wrong.tflite")
     with pytest.raises(VerificationFailed, match="the error of the worst row"):
         judged.gate(wrong).check(wrong, judged.asked)
-    for harm in (wrong_epsilon, cache_one_off):
+    for harm in (wrong_epsilon, position_one_off):
         with pytest.MonkeyPatch.context() as patch:
             harm(patch)
             wrong = judged.float_file(directory / "wrong.tflite")
