@@ -19,7 +19,7 @@ from bart_export.runtime.search import Decode
 from bart_export.runtime.sizing import Buckets, Dynamic, FloatArray, IntArray, check_source
 
 SIZED_AXES = (SOURCES, SOURCE, CAPACITY)
-SHRINK_BELOW = 0.6  # of the size; resizing takes about as long as five steps
+SHRINK_BELOW = 0.6  # of the size; resizing takes up to about a step
 
 
 class Backend(Protocol):
@@ -75,15 +75,18 @@ class Slot:
         The first beam that continues another one takes its row. Returns the rows to copy, by row.
         """
         parents = [self.rows[beam] for beam in beam_index]
-        free = [row for row in self.rows if row not in parents]
+        kept = set(parents)
+        free = [row for row in self.rows if row not in kept]
+        rows: list[int] = []
         copied: dict[int, int] = {}
-        self.rows = []
         for parent in parents:
-            row = parent if parent not in self.rows else free.pop()
-            if row != parent:
-                copied[row] = parent
-            self.rows.append(row)
-        self.rows += free
+            if parent in kept:
+                kept.remove(parent)
+                rows.append(parent)
+            else:
+                copied[free[-1]] = parent
+                rows.append(free.pop())
+        self.rows = rows + free
         return copied
 
 
