@@ -22,6 +22,23 @@ SIZED_AXES = (SOURCES, SOURCE, CAPACITY)
 SHRINK_BELOW = 0.6  # of the size; resizing takes up to about a step
 
 
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows of a call of `decode`.
+
+    Attributes:
+        inputs: the signature's inputs that are not about the source or the caches.
+        position: each row's, int32 (rows,).
+        used: the rows with a beam, int32 (used,).
+        copied: rows that are first given a copy of another one's caches, and the other one.
+    """
+
+    inputs: Mapping[str, IntArray]
+    position: IntArray
+    used: IntArray
+    copied: Mapping[int, int]
+
+
 class Backend(Protocol):
     """An open file, with the buffers of one batch.
 
@@ -34,18 +51,10 @@ class Backend(Protocol):
     def admit(self, encode: Bucket, token_ids: IntArray, mask: IntArray, slot: int) -> None:
         """Encode a source and its mask, both int32 (one, source), and clear the slot's caches."""
 
-    def decode(
-        self,
-        inputs: Mapping[str, IntArray],
-        position: IntArray,
-        rows: IntArray,
-        copied: Mapping[int, int],
-    ) -> FloatArray:
+    def decode(self, rows: Rows) -> FloatArray:
         """Decode one token per row, and write its entries into the caches.
 
-        `inputs` are those of the signature that are not about the source or the caches; `position`
-        is int32 (rows,). First, the caches of row `copied[r]` are copied to row `r`. Returns the
-        logits of the rows in `rows`, float32 (used, vocabulary).
+        Returns the logits of the used rows, float32 (used, vocabulary).
         """
 
     def decode_draft(self, bucket: Bucket, token_ids: IntArray, position: int) -> FloatArray:
@@ -152,7 +161,7 @@ class Batch:
             position[first : first + beams] = slot.position
             used += own
         inputs = self.shaped(token_ids, position)
-        logits = self.backend.decode(inputs, position, np.array(used, np.int32), copied)
+        logits = self.backend.decode(Rows(inputs, position, np.array(used, np.int32), copied))
         results, end = {}, 0
         for slot, request in requests.items():
             begin, end = end, end + len(request.token_ids)

@@ -26,6 +26,7 @@ from bart_export.contract import Bucket, Signature, Tensor
 from bart_export.errors import EngineError, MissingExtra
 from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes.table import LITERT
+from bart_export.runtime.batch import Rows
 from bart_export.runtime.caches import copy_rows, move_slots, write_draft, write_entries
 from bart_export.runtime.engine import FileEngine, thread_count
 from bart_export.runtime.sizing import FloatArray, IntArray, sizing_of
@@ -335,25 +336,19 @@ class CompiledModelBackend:
         for name in decoder.cache_names:
             decoder.inputs[name].array[slot * beams : (slot + 1) * beams] = 0
 
-    def decode(
-        self,
-        inputs: Mapping[str, IntArray],
-        position: IntArray,
-        rows: IntArray,
-        copied: Mapping[int, int],
-    ) -> FloatArray:
+    def decode(self, rows: Rows) -> FloatArray:
         """Decode one token per row; see `Backend.decode`."""
         decoder = self.decoder
         assert decoder is not None
-        for name, array in inputs.items():
+        for name, array in rows.inputs.items():
             decoder.inputs[name].write(array)
         for name in decoder.cache_names:
-            copy_rows(decoder.inputs[name].array, copied, position)
+            copy_rows(decoder.inputs[name].array, rows.copied, rows.position)
         decoder.run({}, {})
         for name in decoder.cache_names:
             cache, outputs = decoder.inputs[name].array, decoder.outputs[name].array
-            write_entries(cache, outputs, rows, position)
-        logits: FloatArray = decoder.outputs["logits"].array[rows]
+            write_entries(cache, outputs, rows.used, rows.position)
+        logits: FloatArray = decoder.outputs["logits"].array[rows.used]
         return logits
 
     def decode_draft(self, bucket: Bucket, token_ids: IntArray, position: int) -> FloatArray:

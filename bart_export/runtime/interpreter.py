@@ -19,6 +19,7 @@ from bart_export.contract import Bucket
 from bart_export.errors import EngineError, MissingExtra, pip_install
 from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes.table import LITERT, TFLITE_RUNTIME
+from bart_export.runtime.batch import Rows
 from bart_export.runtime.caches import copy_rows, move_slots, write_draft, write_entries
 from bart_export.runtime.compiled_model import Native, resized
 from bart_export.runtime.engine import FileEngine, thread_count
@@ -177,24 +178,18 @@ class InterpreterBackend:
         for name in self.cache_names:
             decoder.input(name)[slot * self.beams : (slot + 1) * self.beams] = 0
 
-    def decode(
-        self,
-        inputs: Mapping[str, IntArray],
-        position: IntArray,
-        rows: IntArray,
-        copied: Mapping[int, int],
-    ) -> FloatArray:
+    def decode(self, rows: Rows) -> FloatArray:
         """Decode one token per row; see `Backend.decode`."""
         decoder = self.decoder
         assert decoder is not None
-        for name, array in inputs.items():
+        for name, array in rows.inputs.items():
             decoder.input(name)[:] = array
         for name in self.cache_names:
-            copy_rows(decoder.input(name), copied, position)
+            copy_rows(decoder.input(name), rows.copied, rows.position)
         decoder.invoke()
         for name in self.cache_names:
-            write_entries(decoder.input(name), decoder.output(name), rows, position)
-        logits: FloatArray = decoder.output("logits")[rows]
+            write_entries(decoder.input(name), decoder.output(name), rows.used, rows.position)
+        logits: FloatArray = decoder.output("logits")[rows.used]
         return logits
 
     def decode_draft(self, bucket: Bucket, token_ids: IntArray, position: int) -> FloatArray:
