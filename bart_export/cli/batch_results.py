@@ -12,6 +12,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
 from bart_export.cli.batch_files import OBJECTS, STANDARD, Row, regular_file
 from bart_export.errors import InputError
@@ -113,38 +114,43 @@ def results(path: pathlib.Path, kept: Kept = NOTHING) -> Iterator[Callable[[Row]
     The format is JSON Lines in UTF-8; each row is flushed. Rows in `kept.unfinished` are
     compared, not written.
     """
-    standard = contextlib.nullcontext(sys.stdout.buffer)
     unfinished = collections.deque(kept.unfinished)
     number = kept.rows + len(unfinished)
 
     def write(row: Row) -> None:
         line = as_line(row)
         if not unfinished:
-            opened.write(line)
-            opened.flush()
+            with writing(path):
+                opened.write(line)
+                opened.flush()
         elif line != unfinished.popleft():
             raise InputError(
                 f"Line {number - len(unfinished)} of {path} is from another model or other "
                 "settings. Use the same ones, or start over with --overwrite."
             )
 
-    try:
-        with (
-            standard if str(path) == STANDARD else path.open("r+b" if kept.size else "wb") as opened
-        ):
+    with contextlib.ExitStack() as stack:
+        with writing(path):
+            opened: BinaryIO = sys.stdout.buffer
+            if str(path) != STANDARD:
+                opened = stack.enter_context(path.open("r+b" if kept.size else "wb"))
             if kept.size:
                 opened.truncate(kept.size)
                 opened.seek(kept.size)
-            yield write
+        yield write
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+    """Raise InputError if an --output cannot be written; BrokenPipeError passes through."""
+    try:
+        yield
     except BrokenPipeError:  # the reader stopped
         raise
     except OSError as error:
-        raise cannot_write(path, error) from error
-
-
-def cannot_write(path: pathlib.Path, error: OSError) -> InputError:
-    """Return the error for an --output that cannot be written."""
-    return InputError(f"Cannot write {path}: {error.strerror}. Name another file with --output.")
+        raise InputError(
+            f"Cannot write {path}: {error.strerror}. Name another file with --output."
+        ) from error
 
 
 def as_line(row: Row) -> bytes:

@@ -58,10 +58,8 @@ def tune(
             f"{path}. Choose another with --output."
         )
     batch_results.check_loss(path, data, overwrite)
-    try:
+    with batch_results.writing(path):
         tempfile.TemporaryFile(dir=place).close()  # fails now, not after minutes
-    except OSError as error:
-        raise batch_results.cannot_write(path, error) from error
     cli.require("Tuning", cli.EXPORT_PACKAGES, "export")
     with stages(STAGES) as stage:
         # Check all arguments before TensorFlow is loaded, which takes seconds.
@@ -72,10 +70,8 @@ def tune(
             from bart_export.tune.tune import tune as search
         tuned = search(preset, path.stem, bounds, data, stage)
     show(tuned, bounds)
-    try:
+    with batch_results.writing(path):
         recipes.write_recipe(path, tuned.recipe)
-    except OSError as error:
-        raise batch_results.cannot_write(path, error) from error
     click.echo(f"Wrote {path}. Try it:")
     option = f" --data {data}" if data else ""
     click.echo(f"  bart-export --preset {preset} --target tflite --recipe {path}{option}")

@@ -72,7 +72,8 @@ class FileEngine:
 
     def close(self) -> None:
         """Release the model; the engine cannot be used afterwards."""
-        del self.backend, self.running
+        for name in ("backend", "running"):
+            vars(self).pop(name, None)
 
     def batch(self, num_beams: int) -> Batch:
         """Return an empty batch; the previous one can no longer be used."""

@@ -29,7 +29,7 @@ from bart_export.runtime.scheduler import (
     Task,
     run_in_order,
 )
-from bart_export.runtime.sizing import check_length, check_source
+from bart_export.runtime.sizing import IntArray, check_length, check_source
 from bart_export.text.tokenizer import BartTokenizer, IncrementalDetokenizer, generated_text
 
 
@@ -267,19 +267,19 @@ class Generator:
     ) -> list[Result]: ...
 
     def generate_ids(
-        self, token_ids: Sequence[int] | Sequence[Sequence[int]], **parameters: Any
+        self, token_ids: Sequence[int] | Sequence[Sequence[int]] | IntArray, **parameters: Any
     ) -> Result | list[Result]:
         """Generate from one source's token ids, including start and end tokens, or from several.
 
         See `generate`.
         """
         generation = self.settings(**parameters)
+        ids = token_ids.tolist() if isinstance(token_ids, np.ndarray) else token_ids
         lists = (list, tuple, np.ndarray)
-        several = isinstance(token_ids, lists) and isinstance(next(iter(token_ids), 0), lists)
-        rows = cast("Sequence[Sequence[int]]", token_ids if several else [token_ids])
-        for row in rows:
-            check_source(self.engine.config, row)
-        results: list[Result] = list(self.run([Task(row, generation) for row in rows]))
+        several = isinstance(ids, lists) and isinstance(next(iter(ids), 0), lists)
+        rows = cast("Sequence[Sequence[int]]", ids if several else [ids])
+        checked = [check_source(self.engine.config, row)[0].tolist() for row in rows]
+        results: list[Result] = list(self.run([Task(row, generation) for row in checked]))
         return results if several else results[0]
 
     def stream(

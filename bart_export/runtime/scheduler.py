@@ -26,6 +26,7 @@ MAX_BATCH_SIZE = 32  # rows; larger batches decoded no more tokens per second
 MAX_MEMORY_BUDGET = 1 << 40
 MEMORY_BUDGET = 192 << 20  # bytes; 16 sources of 256 tokens in bart_base's shape
 WINDOW = 256  # sources that are sorted by length, to reduce padding
+RETRY_AFTER = 64  # searches, after which more rows are tried again; a failed attempt repeats work
 CLOSED = "The Generator was closed. Open the artifact again."
 
 
@@ -125,6 +126,7 @@ class Scheduler:
         ConfigurationError: if a number is out of range.
 
     Attributes:
+        row_limit: `max_batch_size`, or less after a batch failed.
         encode_seconds, decode_seconds, search_seconds: total times of all steps so far.
         finished, tokens: the numbers of finished searches and of tokens in their best sequences.
     """
@@ -142,7 +144,7 @@ class Scheduler:
             accepted = is_whole(size) and 1 <= size <= most
             require(accepted, name, f"an integer from 1 to {most}", size)
         self.engine = engine
-        self.max_batch_size = max_batch_size
+        self.max_batch_size = self.row_limit = max_batch_size
         self.memory_budget = memory_budget
         self.waiting: collections.deque[Task] = collections.deque()
         self.admitting: list[Task] = []  # about to be encoded
@@ -150,9 +152,11 @@ class Scheduler:
         self.batch: Batch | None = None
         self.encode_seconds = self.decode_seconds = self.search_seconds = 0.0
         self.finished = self.tokens = 0
+        self.more_rows_at = 0  # the number of finished searches at which `row_limit` is doubled
         self.lock = threading.RLock()  # entered in C, so that Ctrl-C cannot leave it locked
         self.changed = threading.Condition(self.lock)
-        self.stepping = self.closing = False
+        self.closing = False
+        self.stepper: int | None = None  # the identifier of the thread that steps
 
     def submit(self, task: Task) -> Task:
         """Add a task to those waiting."""
@@ -175,11 +179,11 @@ class Scheduler:
             steps = False
             try:
                 with self.lock:
-                    while (self.stepping or self.closing) and not ready():
+                    while (self.stepper is not None or self.closing) and not ready():
                         self.changed.wait()
                     if ready():
                         return
-                    self.stepping = steps = True
+                    self.stepper, steps = threading.get_ident(), True
                 while not ready() and not self.closing:
                     if self.step():
                         with self.lock:
@@ -191,7 +195,9 @@ class Scheduler:
             finally:
                 if steps:
                     with self.lock:
-                        self.stepping = False
+                        self.stepper = None
+                        if self.closing:
+                            self.end()
                         self.changed.notify_all()
 
     def step(self) -> bool:
@@ -207,7 +213,7 @@ class Scheduler:
         began = time.perf_counter()
         try:
             logits = self.batch.step({slot: task.request for task, slot in self.running.items()})
-        except EngineError as error:
+        except Exception as error:
             self.retry(tasks, error)
             return True
         decoded = time.perf_counter()
@@ -216,6 +222,9 @@ class Scheduler:
             task.advance()
         ended = [task for task in tasks if task.ended]
         self.release(ended)
+        if self.finished >= self.more_rows_at:
+            self.row_limit = min(2 * self.row_limit, self.max_batch_size)
+            self.more_rows_at += RETRY_AFTER
         for task in ended:
             del task.request  # its logits keep those of the whole batch alive
         self.decode_seconds += decoded - began
@@ -245,7 +254,7 @@ class Scheduler:
     def source_limit(self, tasks: Sequence[Task]) -> int:
         """Return how many sources, including those of `tasks`, may be decoded together."""
         sizing, rows = self.engine.sizing, tasks[0].rows
-        most = min(self.max_batch_size // rows, sizing.max_sources)
+        most = min(self.row_limit // rows, sizing.max_sources)
         if most <= 1:
             return 1
         source = max(len(task.token_ids) for task in tasks)
@@ -272,7 +281,7 @@ class Scheduler:
                 task.fail(error)
                 self.admitting.pop(0)
                 continue
-            except EngineError as error:
+            except Exception as error:
                 self.retry([*self.running, *self.admitting], error)
                 return
             task.encoded = time.perf_counter()
@@ -291,15 +300,17 @@ class Scheduler:
             if self.batch is not None:
                 self.batch.release(slot)
 
-    def retry(self, tasks: Sequence[Task], error: EngineError) -> None:
+    def retry(self, tasks: Sequence[Task], error: Exception) -> None:
         """Restart tasks after an error, half as many at a time; a single task fails.
 
-        Fewer tasks may fit in memory, and a task at fault will fail alone.
+        Fewer tasks may fit in memory, and a task at fault will fail alone. After `RETRY_AFTER`
+        searches, twice as many are tried again.
         """
         if len(tasks) == 1:
             tasks[0].fail(error)
         else:
-            self.max_batch_size = max(1, len(tasks) * tasks[0].rows // 2)
+            self.row_limit = max(1, len(tasks) * tasks[0].rows // 2)
+            self.more_rows_at = self.finished + RETRY_AFTER
         self.restart()
 
     def restart(self) -> None:
@@ -317,19 +328,25 @@ class Scheduler:
             self.running, self.admitting, self.batch = {}, [], None
 
     def close(self) -> None:
-        """End all tasks with EngineError, and release the model."""
+        """End all tasks with EngineError, and release the model.
+
+        In a signal handler that interrupted a step, the thread does so after that step.
+        """
         with self.lock:
-            if self.closing:
-                return
             self.closing = True
-            while self.stepping:
+            while self.stepper not in (None, threading.get_ident()):
                 self.changed.wait()
-            for task in (*self.running, *self.admitting, *self.waiting):
-                task.fail(EngineError(CLOSED))
-            self.running, self.batch = {}, None
-            self.waiting.clear()
-            self.engine.close()
-            self.changed.notify_all()
+            if self.stepper is None:
+                self.end()
+
+    def end(self) -> None:
+        """Fail the remaining tasks and release the model; the caller holds the lock."""
+        for task in (*self.running, *self.admitting, *self.waiting):
+            task.fail(EngineError(CLOSED))
+        self.running, self.admitting, self.batch = {}, [], None
+        self.waiting.clear()
+        self.changed.notify_all()
+        self.engine.close()
 
 
 def run_in_order(

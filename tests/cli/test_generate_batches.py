@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from support.command import COMMAND, refusal, run
 
-from bart_export.cli import batch_files
+from bart_export.cli import batch_files, batch_results
 from bart_export.presets import ASSETS
 from bart_export.runtime import Generator
 
@@ -259,3 +259,12 @@ def test_memory_does_not_grow_with_the_number_of_texts(mini_artifact, tmp_path):
     early = max(size for rows, size in sizes if rows < 100)
     later = max(size for rows, size in sizes if rows >= 100)
     assert later < 1.05 * early
+
+
+def test_only_a_failed_write_is_reported_as_one(tmp_path):
+    with (
+        pytest.raises(OSError, match="of the input"),
+        batch_results.results(tmp_path / "out.jsonl") as write,
+    ):
+        write({"text": "a"})
+        raise OSError("of the input")

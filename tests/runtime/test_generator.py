@@ -1,9 +1,11 @@
 """The Generator: its results, streams and errors."""
 
+import dataclasses
 import gc
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bart_export.errors import ConfigurationError, InputError
@@ -150,11 +152,24 @@ def test_parameters_out_of_range_are_refused(generator, parameters, error, words
 
 @pytest.mark.parametrize(
     "token_ids",
-    [[], [0, 8192, 2], [-1], [0] * 513, None, 5, "ab", [1.5], [[1], []], [[0, "a"]], [2**70]],
-)
+    [[], [0, 8192, 2], [-1], [0] * 513, None, 5, "ab", [1.5], [[1], []], [[0, "a"]], [2**70],
+     np.array(5), np.ones(3)],
+)  # fmt: skip
 def test_source_ids_the_model_cannot_take_are_refused(generator, token_ids):
     with pytest.raises(InputError):
         generator.generate_ids(token_ids)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint16])
+def test_source_ids_may_be_an_array(generator, dtype):
+    ids = [0, 8, 9, 10, 2]
+    result = generator.generate_ids(np.array(ids, dtype), max_length=8)
+    assert result == dataclasses.replace(
+        generator.generate_ids(ids, max_length=8), timings=result.timings
+    )
+    assert json.dumps(result.source_token_ids) == "[0, 8, 9, 10, 2]"
+    both = generator.generate_ids(np.array([ids, ids], dtype), max_length=8)
+    assert [each.token_ids for each in both] == [result.token_ids] * 2
 
 
 @pytest.mark.parametrize("text", [[b"bytes"], b"bytes", {"a": 1}, None, 5, 1.5, [None], [["a"]]])

@@ -289,7 +289,26 @@ def test_sources_that_do_not_fit_together_are_tried_with_fewer(engine, alone, mo
     random = np.random.default_rng(8)
     tasks = [scheduler.submit(Task(source(random), SETTINGS[0])) for _ in range(8)]
     finish(scheduler)
-    assert scheduler.max_batch_size == 2
+    assert scheduler.row_limit == 2
     for task in tasks:
+        found = [(each.token_ids, each.score) for each in task.hypotheses]
+        assert found == alone(task.token_ids, task.generation)
+
+
+def test_a_bug_in_a_step_ends_only_the_search_that_causes_it(engine, alone, monkeypatch):
+    step = Batch.step
+
+    def fail(self, requests):
+        if any(slot.source_length == 9 for slot in requests):
+            raise ZeroDivisionError("a bug")
+        return step(self, requests)
+
+    monkeypatch.setattr(Batch, "step", fail)
+    scheduler = Scheduler(engine)
+    good = [scheduler.submit(Task([5, 6, number], SETTINGS[0])) for number in range(3, 8)]
+    bad = scheduler.submit(Task([7] * 9, SETTINGS[0]))
+    finish(scheduler)
+    assert isinstance(bad.error, ZeroDivisionError)
+    for task in good:
         found = [(each.token_ids, each.score) for each in task.hypotheses]
         assert found == alone(task.token_ids, task.generation)

@@ -178,10 +178,60 @@ def test_a_step_that_fails_for_several_texts_is_tried_with_fewer(generator):
     expected = [result.text for result in generator.generate(TEXTS, **GREEDY)]
     backend = FailingBackend(generator.engine, 4, EngineError("no memory"))
     assert [result.text for result in generator.generate(TEXTS, **GREEDY)] == expected
-    assert generator.scheduler.max_batch_size == 2
+    assert generator.scheduler.row_limit == 2
+    generator.generate(TEXTS[2:3] * 62, **GREEDY)
+    assert generator.scheduler.row_limit == 4
     backend.steps, backend.failing = 0, 2
     with pytest.raises(EngineError, match="no memory"):
         generator.generate(TEXTS[0], **GREEDY)
+
+
+def test_a_signal_handler_may_close_the_generator_that_it_interrupts(generator):
+    backend = FailingBackend(generator.engine)
+    decode = backend.decode
+
+    def closing(*arguments):
+        generator.close()
+        return decode(*arguments)
+
+    backend.decode = closing
+    with pytest.raises(EngineError, match="was closed"):
+        generator.generate(TEXTS, **GREEDY)
+    assert not hasattr(generator.engine, "backend")
+    generator.close()
+
+
+def test_a_close_that_is_interrupted_is_completed_by_the_thread_that_steps(generator):
+    backend = FailingBackend(generator.engine)
+    decode, begun, go = backend.decode, threading.Event(), threading.Event()
+    errors = []
+
+    def decode_slowly(*arguments):
+        begun.set()
+        go.wait(60)
+        return decode(*arguments)
+
+    def generate():
+        with pytest.raises(EngineError, match="was closed") as caught:
+            generator.generate(TEXTS[0], **GREEDY)
+        errors.append(caught.value)
+
+    backend.decode = decode_slowly
+    thread = threading.Thread(target=generate)
+    thread.start()
+    assert begun.wait(60)
+    wait, generator.scheduler.changed.wait = generator.scheduler.changed.wait, interrupt
+    with pytest.raises(KeyboardInterrupt):
+        generator.close()
+    generator.scheduler.changed.wait = wait
+    go.set()
+    thread.join(60)
+    assert len(errors) == 1
+    assert not hasattr(generator.engine, "backend")
+
+
+def interrupt():
+    raise KeyboardInterrupt
 
 
 def test_a_closed_generator_lets_go_of_its_model_and_says_so(mini_artifact):
