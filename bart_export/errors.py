@@ -6,13 +6,14 @@ server's `StatusError` is in `server.status`; exit codes are in `cli.main`.
 """
 
 import difflib
+import importlib
 import json
 import os
 import re
 import shlex
 import signal
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Row = TypeVar("Row")
 SHOWN = 120  # maximum length of a value in a message
@@ -46,6 +47,11 @@ def last_words(output: str, exit_code: int) -> str:
         return f"it was killed by {signal.Signals(-exit_code).name}"
     lines = output.strip().splitlines() or [f"exit code {exit_code}"]
     return re.sub(r"^(Error|(\w+\.)+\w+): ", "", lines[-1])
+
+
+def one_line(error: BaseException) -> str:
+    """Return a library's error message as one short line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
@@ -91,6 +97,18 @@ def pip_install(extra: str) -> str:
     return f"pip install {shlex.quote(package)}{place}"
 
 
+def import_extra(package: str, purpose: str, extra: str = "export") -> Any:
+    """Import a package that an extra installs.
+
+    Raises:
+        MissingExtra: if it is not installed; the message begins with `purpose`.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise MissingExtra(purpose, package, extra) from error
+
+
 def named(name: object) -> str:
     """Return an untrusted name as `shown` does, but without quotes."""
     return shown(name).strip('"')
@@ -131,6 +149,10 @@ class TokenizerError(BartExportError):
 
 class ArtifactError(BartExportError):
     """An artifact that is missing, incomplete, altered or too new, or cannot be written."""
+
+
+class NoArtifact(ArtifactError):
+    """A place without a manifest, such as a checkpoint."""
 
 
 class InputError(BartExportError, ValueError):

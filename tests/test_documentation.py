@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import tomllib
+from support.hub_processes import serving
+from support.hub_server import WRITER, Hub
 from support.pages import PAGES, README, ROOT, blocks, command_lines, commands
 
 import bart_export
@@ -137,6 +139,14 @@ def test_the_python_of_the_guide_generates_the_same_in_every_way(mini_artifact, 
     assert generated[0] == generated[1]
 
 
+def test_the_python_of_the_hubs_page_runs(hub, mini_artifact, tmp_path):
+    done = run(tmp_path, "push", str(mini_artifact.directory), "me/bart_mini_en")
+    assert done.returncode == 0, done.stderr
+    (program,) = blocks("python", "docs/guide/hub.md")
+    (headline,) = run_program(program, mini_artifact, tmp_path)
+    assert headline
+
+
 def test_the_demo_of_the_readme_is_what_it_prints(mini_artifact):
     (text,) = re.findall(r"^> (.*)$", README, re.MULTILINE)
     (headline,) = re.findall(r"<!-- headline -->\n    (.*)\n", README)
@@ -160,7 +170,21 @@ def test_every_public_name_is_in_the_reference():
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def hub(tmp_path_factory):
+    """Let `hf://` be a loopback hub, with an account that may write."""
+    with serving(Hub(files={})) as address, pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "HF_ENDPOINT": address,
+            "HF_HOME": str(tmp_path_factory.mktemp("hf")),
+            "HF_TOKEN": WRITER,
+            "HF_HUB_DISABLE_XET": "1",
+        }.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, hub):
     """Return a directory with the files named by the commands."""
     place = tmp_path_factory.mktemp("documentation")
     shutil.copytree(ASSETS / "bart_mini_en", place / "my_bart")

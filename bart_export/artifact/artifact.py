@@ -1,4 +1,4 @@
-"""The artifact directory, which exports write and runtimes read; see artifacts/README.md.
+"""The artifact, which exports write and runtimes read; see artifacts/README.md.
 
 Artifacts are untrusted, and the seal is a checksum that anyone can compute: every value in a
 manifest is checked before use, and no file name may point outside the directory.
@@ -12,9 +12,10 @@ import os
 import pathlib
 import re
 import shlex
+from typing import TYPE_CHECKING
 
 from bart_export import documents
-from bart_export.artifact import stamps
+from bart_export.artifact import hub_client, stamps
 from bart_export.artifact.figures import Golden
 from bart_export.artifact.manifest import (
     FORMAT_VERSION,
@@ -26,8 +27,12 @@ from bart_export.artifact.manifest import (
 )
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.contract import Bucket, dynamic_buckets, tflite_signatures
-from bart_export.errors import ArtifactError, ConfigurationError, shown
+from bart_export.errors import ArtifactError, ConfigurationError, NoArtifact, shown
+from bart_export.locations import Location, is_remote, url_of
 from bart_export.presets import PRESETS
+
+if TYPE_CHECKING:
+    from bart_export.artifact.remote import Store
 
 MANIFEST = "manifest.json"
 CACHE = ".cache"
@@ -43,10 +48,24 @@ SEAL = re.compile(rb'"manifest_sha256": "([0-9a-f]{64})"')
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """An artifact directory with a checked manifest."""
+    """An artifact directory with a checked manifest.
+
+    For a remote artifact, `directory` is the local copy, and `store` fetches files into it.
+    """
 
     directory: pathlib.Path
     manifest: Manifest
+    store: "Store | None" = dataclasses.field(default=None, compare=False)
+
+    @property
+    def location(self) -> str:
+        """The directory or URL of the artifact."""
+        return str(self.directory) if self.store is None else self.store.location
+
+    @property
+    def output_flag(self) -> str:
+        """The option that makes an export add to this artifact; "" for a remote one."""
+        return f" --output {self.directory}" if self.store is None else ""
 
     @property
     def config(self) -> BartConfig:
@@ -59,26 +78,55 @@ class Artifact:
         return self.manifest.generation
 
     @classmethod
-    def open(cls, directory: pathlib.Path) -> "Artifact":
-        """Open an artifact, or raise ArtifactError if its manifest is missing or invalid."""
+    def open(cls, location: Location, revision: str | None = None) -> "Artifact":
+        """Open an artifact; of a remote one, only the manifest is fetched.
+
+        Args:
+            location: a directory, hf://org/name, hf://org/name@revision, or a URL that fsspec can
+                open.
+            revision: a branch, tag or commit on the Hugging Face Hub.
+
+        Raises:
+            NoArtifact: if the manifest is missing.
+            ArtifactError: if the manifest is invalid or cannot be fetched.
+            MissingExtra: if the package that opens a URL is not installed.
+        """
+        if is_remote(url := url_of(location)):
+            from bart_export.artifact import remote  # not needed for directories
+
+            store = remote.open_store(url, revision)
+            path, place = store.directory / MANIFEST, f"{store.location}/{MANIFEST}"
+            try:
+                return cls(store.directory, read_manifest(path, place), store)
+            except ArtifactError:
+                store.discard(MANIFEST)
+                raise
+        if revision is not None:
+            raise ConfigurationError(
+                f"revision applies to hf:// locations, received {shown(revision)} for {location}."
+            )
+        directory = pathlib.Path(location)
         with contextlib.suppress(FileNotFoundError):
             if os.path.isdir(directory):
                 return cls(directory, read_manifest(directory / MANIFEST))
-        raise ArtifactError(no_artifact(directory))
+        raise NoArtifact(no_artifact(directory))
 
     def path(self, name: str, *, rehash: bool = False) -> pathlib.Path:
         """Return the path of a file whose hash matches the manifest.
 
         Unless `rehash` is set, a file that has not changed since this user hashed it is not hashed
-        again (`stamps`).
+        again (`stamps`). A file of a remote artifact is fetched first.
 
         Raises:
-            ArtifactError: if the file is missing or altered, or not in the manifest.
+            ArtifactError: if the file is missing or altered, or not in the manifest, or cannot be
+                fetched.
         """
         if name not in self.manifest.files:
             known = ", ".join(self.manifest.files)
-            raise ArtifactError(f"{self.directory} has no file {name}. It has: {known}.")
+            raise ArtifactError(f"{self.location} has no file {name}. It has: {known}.")
         expected = self.manifest.files[name]
+        if self.store is not None:
+            self.store.fetch(name, expected)
         path = path_of(self.directory, name)
         try:
             status = path.stat()
@@ -97,6 +145,12 @@ class Artifact:
             raise ArtifactError(
                 f"{path} cannot be read: {error.strerror}. Export the artifact again."
             ) from None
+        if self.store is not None:
+            self.store.discard(name)
+            raise ArtifactError(
+                f"The download of {self.location}/{name} was damaged ({altered}) and is deleted. "
+                f"{hub_client.AGAIN}"
+            )
         raise ArtifactError(
             f"{path} does not match its manifest: it was altered or damaged ({altered}). "
             "Export the artifact again."
@@ -131,7 +185,7 @@ class Artifact:
                     "manifest names. Remove it, or export the artifact again."
                 )
         if not named:
-            raise ArtifactError(f"{self.directory / MANIFEST} lists no files in {folder}.")
+            raise ArtifactError(f"{self.location}/{MANIFEST} lists no files in {name}.")
         for file in named:
             self.path(file)
         return folder
@@ -155,11 +209,12 @@ class Artifact:
         )
 
 
-def read_manifest(path: pathlib.Path) -> Manifest:
-    """Read a manifest and check its seal and fields.
+def read_manifest(path: pathlib.Path, place: str = "") -> Manifest:
+    """Read a manifest and check its seal and fields; messages name its path, or its `place`.
 
     Raises ArtifactError, or FileNotFoundError if it does not exist.
     """
+    place = place or str(path)
     try:
         text = documents.read_bounded(path, MANIFEST_LIMIT)
         content = documents.parse_json(text)
@@ -168,26 +223,26 @@ def read_manifest(path: pathlib.Path) -> Manifest:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ArtifactError(
-            f"{path} cannot be read: {reason}. Export the artifact again."
+            f"{place} cannot be read: {reason}. Export the artifact again."
         ) from None
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         raise ArtifactError(
-            f"{path} must have format_version {FORMAT_VERSION}, received {shown(version)}. "
+            f"{place} must have format_version {FORMAT_VERSION}, received {shown(version)}. "
             "Export the artifact again with this version of bart-export, or update it."
         )
     unsealed, seals = SEAL.subn(f'"manifest_sha256": "{UNSEALED}"'.encode(), text)
     if seals != 1 or seal(unsealed) != text:
         raise ArtifactError(
-            f"{path} was edited or damaged after the export: its manifest_sha256 does not match. "
+            f"{place} was edited or damaged after the export: its manifest_sha256 does not match. "
             "Export the artifact again."
         )
     try:
         return Manifest.from_dict(content)
     except ConfigurationError as error:
-        raise ArtifactError(f"{path} is damaged: {error} Export it again.") from error
+        raise ArtifactError(f"{place} is damaged: {error} Export it again.") from error
     except ValueError as error:
-        raise ArtifactError(f"{path} is damaged: {error}. Export the artifact again.") from None
+        raise ArtifactError(f"{place} is damaged: {error}. Export the artifact again.") from None
 
 
 def write_manifest(path: pathlib.Path, manifest: Manifest) -> None:
@@ -234,9 +289,13 @@ def seal(unsealed: bytes) -> bytes:
 
 
 def path_of(directory: pathlib.Path, name: str) -> pathlib.Path:
-    """Return the path of a file in a manifest, or raise ArtifactError if a link points outside."""
-    path, root = os.path.realpath(directory / name), os.path.realpath(directory)
-    if not path.startswith(os.path.join(root, "")):
+    """Return the path of a file in a manifest, or raise ArtifactError if a link points outside.
+
+    The links of a snapshot in huggingface_hub's cache point to the cache's blobs.
+    """
+    path, root = os.path.realpath(directory / name), pathlib.Path(os.path.realpath(directory))
+    places = map(os.path.realpath, (root, *hub_client.blob_directories(root)))
+    if not any(path.startswith(os.path.join(place, "")) for place in places):
         raise ArtifactError(
             f"{directory / name} leads out of the artifact, to {path}. An artifact must contain "
             "its own files: copy it with links followed, as cp -rL does."
@@ -275,15 +334,15 @@ def is_artifact(directory: pathlib.Path) -> bool:
 
 def no_artifact(path: pathlib.Path) -> str:
     """Return the message for a path that is not an artifact, with how to get one."""
-    typed = re.sub("^(hf|kaggle):/", r"\1://", path.as_posix())
+    typed = path.as_posix()
     exported = pathlib.Path("artifacts", path)
     around = next(filter(is_artifact, path.absolute().parents), None)
     if path.exists() and around is not None:
         return f"{path} is inside an artifact. Name the artifact: {around}"
     if not path.exists() and is_artifact(exported):
         return f"{path} does not exist. Did you mean {exported}?"
-    if not path.exists() and (typed in PRESETS or "://" in typed):
-        return f"{typed} is a preset. Export it to an artifact with: {export_command(typed)}"
+    if not path.exists() and typed in PRESETS:
+        return preset_message(typed)
     if (path / "config.json").is_file():
         return f"{path} is a checkpoint. Export it to an artifact with: {export_command(path)}"
     if not path.is_dir():
@@ -292,6 +351,11 @@ def no_artifact(path: pathlib.Path) -> str:
             f"Export one with: {export_command('NAME')} --output {shlex.quote(str(path))}"
         )
     return f"{path} has no {MANIFEST}, so it is not a finished artifact. Export it again."
+
+
+def preset_message(name: str) -> str:
+    """Return the message for a preset that was given instead of an artifact."""
+    return f"{name} is a preset. Export it to an artifact with: {export_command(name)}"
 
 
 def export_command(preset: str | pathlib.Path) -> str:

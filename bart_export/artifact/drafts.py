@@ -208,19 +208,23 @@ def place_beside(target: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def locked_directory(directory: pathlib.Path) -> Iterator[None]:
-    """Lock a directory while a block runs, if the system can.
+def locked_directory(directory: pathlib.Path, patience: float = PATIENCE) -> Iterator[bool]:
+    """Lock a directory while a block runs, and yield whether the system could.
 
-    Without the lock, two exports may start at the same time; the later one then wins.
+    Without the lock, two exports may start at the same time; the later one then wins. `patience` is
+    the time in seconds to wait for the lock.
     """
+    locked = False
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             descriptor = os.open(directory, os.O_RDONLY)
             stack.callback(os.close, descriptor)
-            ending = time.monotonic() + PATIENCE
-            while fcntl is not None and not lock(descriptor) and time.monotonic() < ending:
+            ending = time.monotonic() + patience
+            while fcntl is not None and not (locked := lock(descriptor)):
+                if time.monotonic() > ending:
+                    break
                 time.sleep(0.02)
-        yield
+        yield locked
 
 
 def lock(descriptor: int) -> bool:

@@ -5,7 +5,6 @@ Configurations take turns, so that other work on the machine affects all of them
 
 import dataclasses
 import itertools
-import pathlib
 import statistics
 import time
 from collections.abc import Sequence
@@ -36,6 +35,7 @@ from bart_export.bench.rows import (
 )
 from bart_export.config import GenerationConfig
 from bart_export.errors import ConfigurationError
+from bart_export.locations import Location
 from bart_export.progress import stages
 from bart_export.runtime.engine import Engine, default_threads
 from bart_export.runtime.engine_choice import choose_file, open_engine
@@ -77,7 +77,7 @@ class Work:
 
 
 def bench(
-    directory: pathlib.Path,
+    location: Location,
     *,
     recipes: Sequence[str] = (),
     sources: Sequence[int] = (),
@@ -90,7 +90,7 @@ def bench(
     """Measure an artifact's `.tflite` files.
 
     Args:
-        directory: the artifact.
+        location: the artifact, as for `Artifact.open`.
         recipes: the recipes to measure, in all builds; default: all.
         sources: source lengths in tokens; default: `SOURCES`, lowered to the files' limits.
         new_tokens: tokens to generate; default: `NEW_TOKENS`, lowered to the files' limits.
@@ -104,7 +104,7 @@ def bench(
         ConfigurationError: if `new_tokens` exceeds the model's limit.
         EngineError: if this machine's runtime cannot run a file correctly.
     """
-    artifact = Artifact.open(directory)
+    artifact = Artifact.open(location)
     files, names = artifact.manifest.tflite(), selected_files(artifact, recipes)
     tokenizer = artifact.manifest.tokenizer
     for name in (tokenizer.vocabulary, tokenizer.merges, *names):

@@ -110,14 +110,18 @@ def memory(directory: pathlib.Path, entry: TfliteEntry, run: OpeningRun) -> Memo
 
 @contextlib.contextmanager
 def linked_copy(artifact: Artifact) -> Iterator[pathlib.Path]:
-    """Yield a temporary copy of an artifact, made of hard links, without its caches."""
+    """Yield a temporary copy of an artifact, made of hard links, without its caches.
+
+    The copy of a remote artifact has the files that were asked for.
+    """
     place = artifact.directory.resolve().parent
     writable = os.access(place, os.W_OK)
     with tempfile.TemporaryDirectory(
         dir=place if writable else None, prefix=".bench.", ignore_cleanup_errors=True
     ) as temporary:
         directory = pathlib.Path(temporary)
-        for name in (MANIFEST, *artifact.manifest.files):
+        fetched = (name for name in artifact.manifest.files if (artifact.directory / name).exists())
+        for name in (MANIFEST, *fetched):
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             link(path_of(artifact.directory, name), directory / name)
         yield directory

@@ -7,7 +7,6 @@ take turns, so that other work on the machine affects all of them alike.
 import collections
 import contextlib
 import dataclasses
-import pathlib
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,10 +35,11 @@ from bart_export.bench.serving import (
 from bart_export.bench.serving_overload import OverloadRow, percentile
 from bart_export.documents import plain
 from bart_export.errors import ArtifactError
+from bart_export.locations import Location
 from bart_export.progress import plural, stages
 from bart_export.runtime.scheduler import MAX_BATCH_SIZE
 from bart_export.server.options import ServeOptions
-from bart_export.server.versions import LITERT, TENSORFLOW
+from bart_export.server.versions import LITERT, TENSORFLOW, served_files
 
 SCHEMA_VERSION = 1
 # The target that each engine serves.
@@ -196,7 +196,7 @@ class EngineUnderTest:
 
 
 def serve_bench(
-    directory: pathlib.Path,
+    location: Location,
     *,
     engines: Sequence[str] = (),
     source: int | None = None,
@@ -210,7 +210,7 @@ def serve_bench(
     """Measure the servers of an artifact.
 
     Args:
-        directory: the artifact.
+        location: the artifact, as for `Artifact.open`.
         engines: the engines; default: all that the artifact has files for.
         source: source tokens; default: those of `SERVED` for requests and of `BATCHED` for batches,
             or the model's limit if lower.
@@ -226,7 +226,7 @@ def serve_bench(
         ConfigurationError: if a length exceeds the model's limit.
         EngineError: if a server fails or generates a different number of tokens.
     """
-    artifact = Artifact.open(directory)
+    artifact = Artifact.open(location)
     positions = artifact.config.max_sequence_length
     served, batched = (
         Work(
@@ -245,6 +245,8 @@ def serve_bench(
         tested: list[EngineUnderTest] = []
         for name in names:
             stage(f"serve with {name}")
+            for file in served_files(artifact, name):
+                artifact.path(file)
             server = stack.enter_context(running(artifact.directory, name, *given))
             clients = stack.enter_context(contextlib.closing(Clients(server, questions)))
             EngineUnderTest(name, clients).measure(served)  # to warm up
@@ -284,7 +286,7 @@ def chosen_engines(artifact: Artifact, engines: Sequence[str]) -> list[str]:
     for name in engines or present or TARGETS:
         if name not in present:
             raise ArtifactError(
-                f"{artifact.directory} has nothing for the engine {name} to serve. Export it "
+                f"{artifact.location} has nothing for the engine {name} to serve. Export it "
                 f"with: bart-export --preset {artifact.manifest.preset} --target {TARGETS[name]}"
             )
     return list(dict.fromkeys(engines or present))

@@ -4,7 +4,6 @@ A file may be a pipe without a writer, an endless device, a Git LFS pointer, or 
 than the parser's stack. Every fault becomes a one-line error that names the file.
 """
 
-import importlib
 import json
 import os
 import re
@@ -13,14 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bart_export import documents
-from bart_export.errors import (
-    BartExportError,
-    CheckpointError,
-    MissingExtra,
-    named,
-    printable,
-    shown,
-)
+from bart_export.errors import BartExportError, CheckpointError, named, printable, shown
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
@@ -36,23 +28,6 @@ KEY = re.compile(r"^(license_name|license):(.*)$", re.MULTILINE)
 HEADING = re.compile(r"^#+ ([^\n]*\blicen[cs]es?\b[^\n]*)$", re.MULTILINE | re.IGNORECASE)
 
 JsonObject = dict[str, Any]  # parsed and not validated
-
-
-def import_extra(package: str, purpose: str) -> Any:
-    """Import a package that the `export` extra installs.
-
-    Raises:
-        MissingExtra: if it is not installed; the message begins with `purpose`.
-    """
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise MissingExtra(purpose, package, "export") from error
-
-
-def one_line(error: Exception) -> str:
-    """Return a library's error message as one short line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def require_file(

@@ -1,28 +1,26 @@
 """Downloads models from Kaggle and Hugging Face.
 
-The hubs' own clients connect, cache and resume. This module selects the files, hides the clients'
-output unless there is a terminal, and turns their exceptions into one-line errors. Tokens, proxies,
+The hubs' own clients connect, cache and resume; this module selects the files. Tokens, proxies,
 endpoints and cache directories are configured as the clients document.
 """
 
-import contextlib
-import logging
-import os
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from bart_export.artifact.artifact import sha256
-from bart_export.checkpoints.files import (
-    CARD,
-    CONFIG_FILE,
-    GENERATION_FILE,
-    import_extra,
-    one_line,
-    read_json,
+from bart_export.artifact.hub_client import (
+    AGAIN,
+    UNEXPECTED,
+    blob_name,
+    discard,
+    http_status,
+    hugging_face_failure,
+    quiet,
+    refuse_outside,
+    unexpected_response,
 )
-from bart_export.errors import CheckpointError, PresetError, shown
+from bart_export.checkpoints.files import CARD, CONFIG_FILE, GENERATION_FILE, read_json
+from bart_export.errors import CheckpointError, PresetError, import_extra, one_line, shown
 
 # The files that readers need besides the weights, in either format.
 SMALL_FILES = (
@@ -57,9 +55,6 @@ WEIGHT_FILES = {
 }
 ADAPTER_FILE = "adapter_config.json"
 SHA256 = re.compile(r"[0-9a-f]{64}")
-# Exceptions that the clients raise when they parse an unexpected response.
-UNEXPECTED = (TypeError, ValueError, LookupError, AttributeError, AssertionError, RecursionError)
-AGAIN = "Run the same command again; finished files are kept."
 
 
 def fetch_kaggle(model: str, version: str | None) -> tuple[Path, str]:
@@ -127,11 +122,13 @@ def fetch_hugging_face(repository: str, revision: str | None) -> tuple[Path, str
     handle = f"hf://{repository}" + (f"@{revision}" if revision else "")
 
     def fetch(files: tuple[str, ...], revision: str | None) -> Path:
-        snapshot = huggingface_hub.snapshot_download(
-            repository, revision=revision, allow_patterns=list(files)
+        snapshot = Path(
+            huggingface_hub.snapshot_download(
+                repository, revision=revision, allow_patterns=list(files)
+            )
         )
-        refuse_outside(handle, Path(snapshot))
-        return Path(snapshot)
+        refuse_outside(handle, snapshot, snapshot.rglob("*"), PresetError)
+        return snapshot
 
     with quiet("huggingface_hub"):
         try:
@@ -198,89 +195,16 @@ def matching_files(directory: Path, patterns: tuple[str, ...]) -> set[Path]:
     return {path for pattern in patterns for path in directory.glob(pattern)}
 
 
-def refuse_outside(handle: str, directory: Path) -> None:
-    """Raise PresetError if a file of a snapshot is outside the repository's cache.
-
-    The client stores a file under the name that the hub sends for its content, without checking it.
-    """
-    cache = directory.parents[1]
-    inside = (cache.resolve(), (cache / "blobs").resolve())
-    for path in directory.rglob("*"):
-        if not any(path.resolve().is_relative_to(place) for place in inside):
-            raise PresetError(
-                f"The hub of {handle} caused {path.name} to be stored outside the cache, at "
-                f"{path.resolve()}, so do not trust it. Check HF_ENDPOINT, and delete the file."
-            )
-
-
 def refuse_damaged(handle: str, files: set[Path]) -> None:
     """Check downloaded files against the hub's SHA-256, and delete a damaged one.
 
     The cache names a large file by its hash, but the client compares only sizes.
     """
     for path in files:
-        blob = path.resolve()
-        if SHA256.fullmatch(blob.name) and sha256(blob) != blob.name:
-            path.unlink()
-            blob.unlink(missing_ok=True)
+        name = blob_name(path)
+        if SHA256.fullmatch(name) and sha256(path) != name:
+            discard(path)
             raise PresetError(
                 f"The download of {handle} is damaged (the hash of {path.name} does not match). "
                 f"{AGAIN}"
             )
-
-
-def hugging_face_failure(handle: str, error: Exception) -> str:
-    """Return a one-line message for an exception of huggingface_hub."""
-    from huggingface_hub import errors
-
-    status = http_status(error) or http_status(error.__cause__)
-    sign_in = "sign in with `hf auth login` or set HF_TOKEN"
-    if isinstance(error, errors.GatedRepoError) or status == 403:
-        return (
-            f"Hugging Face denies access to {handle}. Accept the model's terms on its page and "
-            f"{sign_in}."
-        )
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return (
-            f"{handle} does not exist on Hugging Face, or is private. Check the name; if it is "
-            f"private, {sign_in}."
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"{handle} names an unknown revision. Expected a branch, a tag or a commit."
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        return (
-            f"Cannot reach Hugging Face for {handle}, and the cache has no complete copy. Check "
-            "the network and HF_HUB_OFFLINE."
-        )
-    if "Consistency check failed" in str(error) or status is not None:
-        return f"The download of {handle} was interrupted ({one_line(error)}). {AGAIN}"
-    if isinstance(error, UNEXPECTED) and not isinstance(error, errors.HFValidationError):
-        return unexpected_response("Hugging Face", handle, "HF_ENDPOINT and the network.")
-    return f"Cannot download {handle} from Hugging Face: {one_line(error)}"
-
-
-def unexpected_response(hub: str, handle: str, check: str) -> str:
-    """Return the message for a response that a client could not parse."""
-    return f"{hub} sent an unexpected response for {handle}. Check {check}"
-
-
-def http_status(error: BaseException | None) -> int | None:
-    """Return the HTTP status of a client's exception, or None if it has no response."""
-    status: int | None = getattr(getattr(error, "response", None), "status_code", None)
-    return status
-
-
-@contextlib.contextmanager
-def quiet(library: str) -> Iterator[None]:
-    """Redirect a client's output to stderr, or discard it if stderr is not a terminal."""
-    logger = logging.getLogger(library)
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    terminal = sys.stderr is not None and sys.stderr.isatty()
-    with open(os.devnull, "w", encoding="utf-8") as null:
-        sink = sys.stderr if terminal else null
-        try:
-            with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-                yield
-        finally:
-            logger.setLevel(level)

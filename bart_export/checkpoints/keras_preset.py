@@ -20,13 +20,7 @@ from bart_export.artifact.drafts import exchange
 from bart_export.checkpoints import generation as generation_settings
 from bart_export.checkpoints import keras_weights, tokenizer_files, weight_names
 from bart_export.checkpoints.checkpoint import Checkpoint
-from bart_export.checkpoints.files import (
-    CONFIG_FILE,
-    GENERATION_FILE,
-    JsonObject,
-    one_line,
-    read_json,
-)
+from bart_export.checkpoints.files import CONFIG_FILE, GENERATION_FILE, JsonObject, read_json
 from bart_export.checkpoints.generation import StatedSettings
 from bart_export.checkpoints.weights import (
     Array,
@@ -36,7 +30,14 @@ from bart_export.checkpoints.weights import (
     stored_weights,
 )
 from bart_export.config import BartConfig, GenerationConfig
-from bart_export.errors import CheckpointError, ConfigurationError, PresetError, named, shown
+from bart_export.errors import (
+    CheckpointError,
+    ConfigurationError,
+    PresetError,
+    named,
+    one_line,
+    shown,
+)
 from bart_export.text.added_tokens import AddedToken
 from bart_export.text.vocabulary import SPECIAL_TOKENS
 

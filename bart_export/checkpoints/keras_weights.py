@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from bart_export.checkpoints import weights as weight_files
-from bart_export.checkpoints.files import import_extra, one_line
 from bart_export.checkpoints.weight_names import Weight
 from bart_export.checkpoints.weights import Array, Entry, numpy_dtype
-from bart_export.errors import CheckpointError
+from bart_export.errors import CheckpointError, import_extra, one_line
 
 WEIGHT_FILE = "model.weights.h5"
 INDEX_FILE = "model.weights.json"

@@ -6,7 +6,6 @@ defaults. Lengths are limited to the model's positions.
 
 import dataclasses
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,13 +16,10 @@ from bart_export.checkpoints.checkpoint import Checkpoint, without_padding
 from bart_export.checkpoints.generation import StatedSettings
 from bart_export.config import SAMPLING, GenerationConfig
 from bart_export.errors import CheckpointError, PresetError, TokenizerError, did_you_mean, shown
+from bart_export.locations import HUGGING_FACE, KAGGLE, REPOSITORY
 from bart_export.presets import PRESETS, Preset
 from bart_export.progress import Stage
 
-WORD = r"[\w][\w.-]*"
-KAGGLE = re.compile(rf"kaggle://({WORD}/{WORD}/keras/{WORD})(?:/(\d+))?", re.ASCII)
-HUGGING_FACE = re.compile(rf"hf://({WORD}/{WORD})(?:@(?!.*\.\.)(\w[\w./-]*))?", re.ASCII)
-REPOSITORY = re.compile(rf"{WORD}/{WORD}", re.ASCII)
 LONGEST_GUESS = 200  # characters of an unknown name that are compared with known ones
 
 # The key in config.json that identifies the format, and the format's reader.

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bart_export.checkpoints.files import import_extra, indexed_files, one_line, require_file
+from bart_export.checkpoints.files import indexed_files, require_file
 from bart_export.checkpoints.weight_names import Shape, Weight
-from bart_export.errors import CheckpointError
+from bart_export.errors import CheckpointError, import_extra, one_line
 
 Array = npt.NDArray[Any]
 

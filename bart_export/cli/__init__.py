@@ -7,12 +7,13 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import click
 
 from bart_export.config import MOST_THREADS
 from bart_export.errors import MissingExtra, did_you_mean, printable_lines
+from bart_export.locations import Location, is_remote, redacted
 from bart_export.progress import Stage
 from bart_export.recipes import metrics
 from bart_export.recipes.table import LITERT
@@ -25,7 +26,6 @@ if TYPE_CHECKING:  # the class is not generic in all releases of click
 else:
     ParamType = click.ParamType
 
-PATH = click.Path(path_type=pathlib.Path)
 COUNT = click.IntRange(min=1)
 THREADS = click.IntRange(1, MOST_THREADS)
 
@@ -36,6 +36,33 @@ EXPORT_PACKAGES = {
     "h5py": "h5py",
     "safetensors": "safetensors",
 }
+
+
+class LocalPath(click.Path):
+    """A path; a URL is refused, since it would become a directory such as hf:."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=pathlib.Path)
+
+    def convert(self, value: Value, param: Value, ctx: Value) -> pathlib.Path:
+        """Return the path."""
+        if is_remote(value):
+            received = redacted(value)
+            self.fail(f"Expected a local file or directory, received {received}.", param, ctx)
+        return cast(pathlib.Path, super().convert(value, param, ctx))
+
+
+class ArtifactLocation(LocalPath):
+    """An artifact that a command only reads: a directory, or the URL of a remote one."""
+
+    name = "artifact"
+
+    def convert(self, value: Value, param: Value, ctx: Value) -> Location:  # type: ignore[override]
+        """Return a path, or a URL as it is."""
+        return value if is_remote(value) else super().convert(value, param, ctx)
+
+
+PATH, ARTIFACT = LocalPath(), ArtifactLocation()
 
 
 class Seconds(click.FloatRange):

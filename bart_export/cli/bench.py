@@ -1,12 +1,22 @@
 """`bart-export bench`: measurements of an artifact as tables or JSON."""
 
-import pathlib
 from typing import TYPE_CHECKING
 
 import click
 
-from bart_export.cli import COUNT, PATH, THREADS, Engine, Seconds, Value, list_option, print_json
+from bart_export.cli import (
+    ARTIFACT,
+    COUNT,
+    PATH,
+    THREADS,
+    Engine,
+    Seconds,
+    Value,
+    list_option,
+    print_json,
+)
 from bart_export.errors import MissingExtra
+from bart_export.locations import Location
 from bart_export.progress import console
 
 if TYPE_CHECKING:
@@ -32,7 +42,7 @@ ONCE = {"sources": ("--source", "source"), "num_threads": ("--threads", "num_thr
 
 
 @click.command()
-@click.argument("artifact", type=PATH)
+@click.argument("artifact", type=ARTIFACT)
 @click.option("--serve", is_flag=True, help="Measure servers of the artifact.")
 @list_option("--recipe", "recipes", metavar="RECIPE,...", help="Files to measure. Default: all.")
 @list_option(
@@ -94,7 +104,7 @@ ONCE = {"sources": ("--source", "source"), "num_threads": ("--threads", "num_thr
     help="Also print the ratios to an earlier --json report, from this machine or another.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-def bench(artifact: pathlib.Path, serve: bool, as_json: bool, **options: Value) -> None:
+def bench(artifact: Location, serve: bool, as_json: bool, **options: Value) -> None:
     """Measure an artifact: sizes, openings, memory, and speed of encoding and decoding.
 
     Files are opened for the first time (hashing, packing weights), cold (from disk) and warm. With
@@ -114,7 +124,7 @@ def bench(artifact: pathlib.Path, serve: bool, as_json: bool, **options: Value) 
         console().print(table)
 
 
-def measure_files(artifact: pathlib.Path, given: dict[str, Value]) -> Measured:
+def measure_files(artifact: Location, given: dict[str, Value]) -> Measured:
     """Measure an artifact's files; return the report as a JSON object, and its tables."""
     from bart_export.bench import rows
     from bart_export.bench.bench import bench as measure
@@ -129,7 +139,7 @@ def measure_files(artifact: pathlib.Path, given: dict[str, Value]) -> Measured:
     return content, [report.tables(), comparison.tables()]
 
 
-def measure_server(artifact: pathlib.Path, given: dict[str, Value]) -> Measured:
+def measure_server(artifact: Location, given: dict[str, Value]) -> Measured:
     """Measure an artifact's servers; return the report as a JSON object, and its tables."""
     for name, (flag, parameter) in ONCE.items():
         if name in given:

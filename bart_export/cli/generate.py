@@ -13,6 +13,7 @@ import click
 from bart_export import cli
 from bart_export.cli import Value
 from bart_export.errors import BartExportError
+from bart_export.locations import Location
 from bart_export.progress import plural, print_text, texts_bar
 from bart_export.recipes.table import LITERT
 
@@ -52,7 +53,7 @@ def generation_option(name: str, kind: Value, text: str) -> cli.Decorator:
 
 
 @click.command()
-@click.argument("artifact", type=cli.PATH)
+@click.argument("artifact", type=cli.ARTIFACT)
 @click.argument("text", required=False)
 @click.option(
     "--input",
@@ -107,7 +108,7 @@ def generation_option(name: str, kind: Value, text: str) -> cli.Decorator:
 def generate(
     context: click.Context,
     /,
-    artifact: pathlib.Path,
+    artifact: Location,
     text: str | None,
     input_file: pathlib.Path | None,
     output_file: pathlib.Path | None,

@@ -25,7 +25,8 @@ from bart_export.checkpoints import weight_names
 from bart_export.checkpoints.checkpoint import weights_digest
 from bart_export.checkpoints.resolve import ResolvedPreset, known_settings
 from bart_export.documents import plain
-from bart_export.errors import PresetError, did_you_mean, shown
+from bart_export.errors import NoArtifact, PresetError, did_you_mean, shown
+from bart_export.locations import Location, is_remote
 from bart_export.presets import PRESETS
 from bart_export.progress import plural
 
@@ -41,8 +42,13 @@ def facts(preset_or_artifact: str) -> Facts:
     path, directory = pathlib.Path(preset_or_artifact), os.path.isdir(preset_or_artifact)
     if (path / MANIFEST).is_file() if directory else os.path.isfile(path):
         return artifact_facts(path)
-    if preset_or_artifact in PRESETS or "://" in preset_or_artifact or directory:
+    if preset_or_artifact in PRESETS or directory:
         return preset_facts(preset_or_artifact)
+    if is_remote(preset_or_artifact):
+        try:
+            return artifact_facts(preset_or_artifact)
+        except NoArtifact:
+            return preset_facts(preset_or_artifact)
     raise PresetError(
         f"{shown(preset_or_artifact)} is neither an artifact's directory nor a preset."
         f"{did_you_mean(preset_or_artifact, PRESETS)} Named presets are "
@@ -50,11 +56,11 @@ def facts(preset_or_artifact: str) -> Facts:
     )
 
 
-def artifact_facts(directory: pathlib.Path) -> Facts:
-    """Return the facts of an artifact, after hashing its files."""
-    artifact = Artifact.open(directory)
+def artifact_facts(location: Location) -> Facts:
+    """Return the facts of an artifact, after hashing the files of a local one."""
+    artifact = Artifact.open(location)
     manifest = artifact.manifest
-    for name in manifest.files:
+    for name in manifest.files if artifact.store is None else ():
         artifact.path(name, rehash=True)
     # As in `bart-export serve`: the version of a SavedModel is its directory's number, as in
     # TensorFlow Serving; that of `.tflite` files is the number of exports to the artifact.

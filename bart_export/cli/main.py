@@ -18,6 +18,7 @@ from bart_export.cli import Value
 from bart_export.cli.bench import bench
 from bart_export.cli.export import export_options, flag, given_options, run
 from bart_export.cli.generate import generate
+from bart_export.cli.push import push
 from bart_export.cli.serve import serve
 from bart_export.cli.tune import tune
 from bart_export.cli.verify import edgetpu, verify
@@ -165,5 +166,5 @@ def inspect(preset_or_artifact: str, as_json: bool) -> None:
         click.echo(printable(line))
 
 
-for command in (generate, verify, bench, tune, serve, edgetpu):
+for command in (generate, verify, bench, tune, serve, push, edgetpu):
     main.add_command(command)

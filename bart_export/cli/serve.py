@@ -8,6 +8,7 @@ import click
 from bart_export import cli
 from bart_export.cli import COUNT, PATH, THREADS, Seconds, Value
 from bart_export.errors import printable, printable_lines
+from bart_export.locations import Location
 from bart_export.server.options import ServeOptions
 
 SERVE_PACKAGES = {
@@ -90,7 +91,7 @@ def switch_off(name: str, flag: str, text: str) -> cli.Decorator:
 
 
 @click.command()
-@click.argument("artifacts", nargs=-1, type=PATH, metavar="[ARTIFACT]...")
+@click.argument("artifacts", nargs=-1, type=cli.ARTIFACT, metavar="[ARTIFACT]...")
 @click.option(
     "--model-config-file",
     type=PATH,
@@ -104,7 +105,7 @@ def switch_off(name: str, flag: str, text: str) -> cli.Decorator:
 )
 @cli.combined(*(server_option(*row) for row in OPTIONS), *(switch_off(*row) for row in SWITCHES))
 def serve(
-    artifacts: tuple[pathlib.Path, ...],
+    artifacts: tuple[Location, ...],
     model_config_file: pathlib.Path | None,
     model_name: str | None,
     model_base_path: pathlib.Path | None,
@@ -112,7 +113,7 @@ def serve(
 ) -> None:
     """Serve artifacts, or any SavedModel, with TensorFlow Serving's REST and gRPC APIs.
 
-    The name of an ARTIFACT is that of its directory.
+    The name of an ARTIFACT is that of its directory, or the last part of its URL.
 
     \b
       bart-export serve artifacts/bart_mini_en

@@ -11,6 +11,7 @@ import click
 from bart_export import cli
 from bart_export.documents import scratch_directory
 from bart_export.errors import VerificationFailed, printable
+from bart_export.locations import Location
 from bart_export.progress import console, stages, text_table
 from bart_export.recipes import metrics
 
@@ -27,7 +28,7 @@ GOLDEN = 6  # about half the golden questions and traces, for the progress bar
 
 
 @click.command()
-@click.argument("artifact", type=cli.PATH)
+@click.argument("artifact", type=cli.ARTIFACT)
 @cli.texts_option(
     "--data",
     "compare the files with",
@@ -42,7 +43,7 @@ GOLDEN = 6  # about half the golden questions and traces, for the progress bar
 @cli.TOLERANCE
 @cli.JSON
 def verify(
-    artifact: pathlib.Path,
+    artifact: Location,
     data: pathlib.Path | None,
     against: str | None,
     tolerance: Sequence[str],
@@ -111,7 +112,7 @@ def replay_golden(artifact: "Artifact", unasked: Sequence[str], as_json: bool) -
         click.echo(f"{row.file}: {row.equal} of {row.asked} golden answers are the same")
     print_unasked(unasked)
     count = len(artifact.manifest.files)
-    click.echo(f"{artifact.directory} is complete: {count} files match the manifest")
+    click.echo(f"{artifact.location} is complete: {count} files match the manifest")
 
 
 def print_unasked(names: Sequence[str]) -> None:

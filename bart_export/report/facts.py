@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -139,6 +140,11 @@ class ReportedFile:
             return None
         rates = (row.new_tokens / seconds for seconds in (row.seconds, row.slowest, row.fastest))
         return Figure(*rates)
+
+
+def title(manifest: Manifest) -> str:
+    """Return the last part of the preset's path or handle."""
+    return pathlib.PurePosixPath(manifest.preset.replace("\\", "/")).name or manifest.preset
 
 
 def reported_files(manifest: Manifest) -> list[ReportedFile]:

@@ -65,8 +65,7 @@ def render(manifest: Manifest, files: Sequence[ReportedFile], drawn: Sequence[st
         SENSITIVITY=SENSITIVITY,
         UNKNOWN_LICENCE=UNKNOWN_LICENCE,
         GOLDEN_TEXTS=facts.GOLDEN_TEXTS,
-        # The last part of a path or handle.
-        title=pathlib.PurePosixPath(manifest.preset.replace("\\", "/")).name or manifest.preset,
+        title=facts.title(manifest),
         description=known and known.description,
         manifest=manifest,
         made_by=", ".join(f"{name} {version}" for name, version in manifest.tools.items()),

@@ -167,9 +167,9 @@ def choose_file(
         others = not engine and artifact.files(parts.TARGET)
         hint = f" It has files for --engine {parts.TARGET}." if others else ""
         raise ArtifactError(
-            f"{artifact.directory} has no .tflite file{for_engine}.{hint} "
+            f"{artifact.location} has no .tflite file{for_engine}.{hint} "
             f"Export one with: bart-export --preset {artifact.manifest.preset} --target "
-            f"{target_of(engine)} --output {artifact.directory}"
+            f"{target_of(engine)}{artifact.output_flag}"
         )
     candidates = {
         name: entry
@@ -182,7 +182,7 @@ def choose_file(
         has = ", ".join(
             entry.recipe + " (static)" * (entry.build == "static") for entry in files.values()
         )
-        raise ArtifactError(f"{artifact.directory} has no {kind}{of}. It has: {has}.")
+        raise ArtifactError(f"{artifact.location} has no {kind}{of}. It has: {has}.")
 
     def preference(name: str) -> tuple[bool, int]:
         return candidates[name].recipe != DEFAULT, BUILDS.index(candidates[name].build)

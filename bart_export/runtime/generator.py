@@ -8,8 +8,6 @@ The artifact's settings are the defaults; a call's parameters override them.
 """
 
 import dataclasses
-import os
-import pathlib
 from collections.abc import Generator as PythonGenerator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast, overload
@@ -19,6 +17,7 @@ import numpy as np
 from bart_export.artifact.artifact import Artifact
 from bart_export.config import BartConfig, GenerationConfig, check_token_ids
 from bart_export.errors import BartExportError, InputError, shown
+from bart_export.locations import Location
 from bart_export.runtime.engine import FileEngine
 from bart_export.runtime.engine_choice import choose_file, files_for, open_engine
 from bart_export.runtime.results import GeneratedSequence, Result, Stream, Timings
@@ -104,8 +103,9 @@ class Generator:
     @classmethod
     def from_artifact(
         cls,
-        path: str | os.PathLike[str],
+        location: Location,
         *,
+        revision: str | None = None,
         recipe: str | None = None,
         shapes: str | None = None,
         engine: str | None = None,
@@ -115,8 +115,12 @@ class Generator:
     ) -> "Generator":
         """Open an artifact's tokenizer and one of its `.tflite` files.
 
+        Only these files of a remote artifact are downloaded, once for all processes of a user.
+
         Args:
-            path: the artifact directory.
+            location: the artifact: a directory, hf://org/name, hf://org/name@revision, or a URL
+                that fsspec can open, such as gs://bucket/bart.
+            revision: a branch, tag or commit on the Hugging Face Hub.
             recipe: the file's recipe; None means the default recipe, or the first that the engine
                 runs correctly.
             shapes: "dynamic" or "static"; None prefers the dynamic build.
@@ -128,12 +132,12 @@ class Generator:
                 before version 2 of the contract decode one text at a time.
 
         Raises:
-            ArtifactError: if the artifact is damaged or has no such file.
+            ArtifactError: if the artifact is damaged, has no such file or cannot be downloaded.
             ConfigurationError: if an argument is invalid.
             EngineError: if the installed runtime cannot run the file correctly.
-            MissingExtra: if the engine is not installed.
+            MissingExtra: if the engine is not installed, or the package that opens a URL.
         """
-        artifact = Artifact.open(pathlib.Path(path))
+        artifact = Artifact.open(location, revision)
         info = ModelInfo.from_artifact(artifact)
         file = choose_file(artifact, recipe, engine, shapes)
         static, longest = files_for(artifact, engine)[file].shapes, info.encoder_sequence_length
@@ -142,7 +146,7 @@ class Generator:
             open_engine(artifact, file, engine, num_threads=num_threads),
             info.generation,
             min(longest, max(static.source_lengths)) if static else longest,
-            f"{file} of {artifact.directory}",
+            f"{file} of {artifact.location}",
             max_batch_size=max_batch_size,
             memory_budget=memory_budget,
         )

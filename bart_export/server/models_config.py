@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from bart_export.artifact.artifact import MANIFEST, Artifact
 from bart_export.errors import ArtifactError, BartExportError, ConfigurationError
+from bart_export.locations import Location, is_remote, last_name, url_of
 from bart_export.presets import PRESETS
 from bart_export.server import messages
 from bart_export.server.status import StatusError, invalid
@@ -19,6 +20,7 @@ from bart_export.server.versions import (
     ServedModel,
     VersionPolicy,
     numbered_directories,
+    served_files,
 )
 
 LOG = logging.getLogger(__name__)
@@ -119,25 +121,41 @@ def follow_config(
             refusal = str(error)
 
 
-def served_models(
-    directories: Sequence[pathlib.Path], engine: str | None = None
-) -> list[ServedModel]:
-    """Return models that are named after their directories.
+def served_models(locations: Sequence[Location], engine: str | None = None) -> list[ServedModel]:
+    """Return models that are named after their directories or the ends of their URLs.
 
     Raises:
         ConfigurationError: if two have the same name.
         ArtifactError: as for `served_model`.
     """
-    by_name: dict[str, pathlib.Path] = {}
-    for directory in directories:
-        name = os.path.basename(os.path.abspath(directory))
+    by_name: dict[str, Location] = {}
+    for location in locations:
+        name = last_name(location)
         if name in by_name:
             raise ConfigurationError(
-                f"A model is named after its directory, but {by_name[name]} and {directory} are "
+                f"A model is named after its directory, but {by_name[name]} and {location} are "
                 f"both named {name}. Serve them under other names with --model-config-file."
             )
-        by_name[name] = directory
-    return [served_model(name, directory, engine) for name, directory in by_name.items()]
+        by_name[name] = location
+    return [
+        remote_model(name, url_of(location), engine)
+        if is_remote(location)
+        else served_model(name, pathlib.Path(location), engine)
+        for name, location in by_name.items()
+    ]
+
+
+def remote_model(name: str, url: str, engine: str | None = None) -> ServedModel:
+    """Return a model for a remote artifact, after fetching the files that its engine reads.
+
+    Raises:
+        ArtifactError: if the artifact cannot be fetched, or has no files for the engine.
+    """
+    artifact = Artifact.open(url)
+    engine, base_path = artifact_engine(artifact, engine)
+    for file in served_files(artifact, engine):
+        artifact.path(file)
+    return ServedModel(name=name, base_path=base_path, engine=engine)
 
 
 def served_model(name: str, directory: pathlib.Path, engine: str | None = None) -> ServedModel:
@@ -205,14 +223,19 @@ def choose_engine(
                 f"the engine {TENSORFLOW} for a SavedModel, or name an artifact."
             )
         return TENSORFLOW, base_path
-    artifact = Artifact.open(base_path)
+    return artifact_engine(Artifact.open(base_path), requested)
+
+
+def artifact_engine(artifact: Artifact, requested: str | None) -> tuple[str, pathlib.Path]:
+    """Return the engine that serves an artifact and its base path; see `choose_engine`."""
     available = [engine for engine, target in TARGETS.items() if artifact.files(target)]
     engine = requested or next(iter(available), None)
     if engine not in available:
         targets = [TARGETS[engine]] if engine else list(TARGETS.values())
         raise ArtifactError(
-            f"{base_path} has no files of the target {' or '.join(targets)}"
+            f"{artifact.location} has no files of the target {' or '.join(targets)}"
             f"{f' for the engine {engine}' if engine else ''}. Export it again with --target "
             f"{targets[0]}{f', or use the engine {available[0]}' if available else ''}."
         )
-    return engine, base_path / SAVED_MODEL if engine == TENSORFLOW else base_path
+    directory = artifact.directory
+    return engine, directory / SAVED_MODEL if engine == TENSORFLOW else directory

@@ -15,6 +15,7 @@ from concurrent.futures import Future, wait
 
 from bart_export.artifact.artifact import Artifact, is_artifact, path_of
 from bart_export.errors import ArtifactError
+from bart_export.runtime.engine_choice import choose_file
 from bart_export.server.servable import Servable
 from bart_export.server.status import Code, StatusError
 
@@ -77,9 +78,9 @@ def find_versions(model: ServedModel) -> dict[int, pathlib.Path]:
     """
     base_path = model.base_path
     if model.engine == LITERT:
-        return {complete_artifact(base_path).manifest.exports: base_path}
+        return {complete_artifact(base_path, LITERT).manifest.exports: base_path}
     if base_path.name == SAVED_MODEL and is_artifact(base_path.parent):
-        complete_artifact(base_path.parent, f"{SAVED_MODEL}/")
+        complete_artifact(base_path.parent, TENSORFLOW)
     numbered = numbered_directories(base_path)
     return {number: path for number, path in numbered.items() if (path / GRAPH).is_file()}
 
@@ -102,12 +103,20 @@ def numbered_directories(base_path: pathlib.Path) -> dict[int, pathlib.Path]:
     }
 
 
-def complete_artifact(directory: pathlib.Path, folder: str = "") -> Artifact:
-    """Open an artifact and check that its files, or a folder's, have the sizes in its manifest."""
+def served_files(artifact: Artifact, engine: str) -> list[str]:
+    """Return the names of the files that an engine reads, or raise ArtifactError without any."""
+    tokenizer = artifact.manifest.tokenizer
+    read = [tokenizer.vocabulary, tokenizer.merges]
+    if engine == LITERT:
+        return [*read, choose_file(artifact, None, None)]
+    return read + [name for name in artifact.manifest.files if name.startswith(f"{SAVED_MODEL}/")]
+
+
+def complete_artifact(directory: pathlib.Path, engine: str) -> Artifact:
+    """Open an artifact and check that the files that an engine reads have the right sizes."""
     artifact = Artifact.open(directory)
-    for name, entry in artifact.manifest.files.items():
-        if not name.startswith(folder):
-            continue
+    for name in served_files(artifact, engine):
+        entry = artifact.manifest.files[name]
         try:
             size = path_of(directory, name).stat().st_size
             fault = f"has {size} of {entry.bytes} bytes" if size != entry.bytes else ""
@@ -116,7 +125,7 @@ def complete_artifact(directory: pathlib.Path, folder: str = "") -> Artifact:
         if fault and Artifact.open(directory).manifest == artifact.manifest:
             raise ArtifactError(f"{directory / name} {fault}.")
         if fault:  # a new export has replaced the artifact meanwhile
-            return complete_artifact(directory, folder)
+            return complete_artifact(directory, engine)
     return artifact
 
 

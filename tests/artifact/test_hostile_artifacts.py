@@ -215,7 +215,8 @@ def read_everything(directory, draft):
     for one in reported_files(opened.manifest):
         _ = one.label, one.kind, one.megabytes, one.rouge_loss
     choose_engine(directory)
-    versions.complete_artifact(directory)
+    for engine in (versions.LITERT, versions.TENSORFLOW):
+        versions.complete_artifact(directory, engine)
     bundle.warning(bundle.size(opened))
     for read in (
         lambda: list(inspect.lines(inspect.artifact_facts(directory))),

@@ -1,16 +1,18 @@
 """The hubs' real clients against a loopback server: complete downloads or one-line errors."""
 
+import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file, save_file
-from support.hub_server import COMMIT, Hub, serve
+from support.hub_processes import outcomes, serving, start
+from support.hub_server import COMMIT, Hub
 
+from bart_export.artifact import hub_client
 from bart_export.checkpoints import hubs, keras_preset, resolve
 from bart_export.checkpoints.files import LARGEST_TEXT
 from bart_export.errors import MissingExtra, PresetError
@@ -60,30 +62,9 @@ def sharded_files(tmp_path_factory):
 
 def outcomes_of(names, home, **settings):
     """Resolve presets in one process; return the outcomes and the printed text."""
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.lower().endswith("_proxy") and not name.startswith(("HF_", "KAGGLE"))
-    }
-    environment |= {
-        "HOME": str(home),
-        "HF_HOME": str(home / "hf"),
-        "KAGGLEHUB_CACHE": str(home / "kaggle"),
-        "PYTHONPATH": str(TESTS.parent),
-        "PYTHONWARNINGS": "ignore",
-        **settings,
-    }
-    process = subprocess.run(
-        [sys.executable, str(TESTS / "support/resolve_presets.py"), *names],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert process.returncode == 0, process.stderr
-    outcomes = [json.loads(line) for line in process.stdout.splitlines()]
-    assert len(outcomes) == len(names)
-    return outcomes, process.stderr
+    found, printed = outcomes(start("resolve_presets.py", *names, home=home, **settings))
+    assert len(found) == len(names)
+    return found, printed
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +96,6 @@ def hugging_face(keras_files, sharded_files, tmp_path_factory):
             "breaks", "damaged", "gated", "forbidden", "private", "down", "strange", "outside",
         )},
     )  # fmt: skip
-    server, address = serve(hub)
     home = tmp_path_factory.mktemp("home")
     names = [
         *(f"hf://{repository}" for repository in hub.files),
@@ -125,11 +105,10 @@ def hugging_face(keras_files, sharded_files, tmp_path_factory):
         "hf://org/breaks",
         "hf://org/damaged",
     ]
-    outcomes, printed = outcomes_of(names, home, HF_ENDPOINT=address)
-    server.shutdown()
-    server.server_close()
+    with serving(hub) as address:
+        resolved, printed = outcomes_of(names, home, HF_ENDPOINT=address)
     found = {}
-    for preset, outcome in zip(names, outcomes, strict=True):
+    for preset, outcome in zip(names, resolved, strict=True):
         found.setdefault(preset, []).append(outcome)
     return {"outcomes": found, "home": home, "printed": printed, "fetched": hub.fetched}
 
@@ -201,6 +180,26 @@ def test_missing_packages_are_reported(package, preset, monkeypatch):
         resolve.ResolvedPreset(preset)
 
 
+def test_files_in_the_store_that_repositories_share_are_accepted(tmp_path):
+    """For files in Xet storage, a link leads to a blob and a second link to the shared store."""
+    repository, content = tmp_path / "models--org--x", b"weights"
+    snapshot = repository / "snapshots" / COMMIT
+    stored = tmp_path / "blobs/ab" / ("ab" * 32)  # named by another hash
+    blob = repository / "blobs" / hashlib.sha256(content).hexdigest()
+    for path in (snapshot, stored.parent, blob.parent):
+        path.mkdir(parents=True)
+    stored.write_bytes(content)
+    blob.symlink_to(f"../../blobs/ab/{stored.name}")
+    path = snapshot / "model.safetensors"
+    path.symlink_to(f"../../blobs/{blob.name}")
+    hub_client.refuse_outside("hf://org/x", snapshot, [path], PresetError)
+    hubs.refuse_damaged("hf://org/x", {path})
+    stored.write_bytes(content[::-1])
+    with pytest.raises(PresetError, match=r"the hash of model\.safetensors does not match"):
+        hubs.refuse_damaged("hf://org/x", {path})
+    assert not any(map(os.path.lexists, (path, blob, stored)))
+
+
 def test_oversized_downloaded_json_is_rejected(tmp_path):
     for name, read in (
         ("config.json", hubs.weight_files),
@@ -224,7 +223,6 @@ def kaggle(keras_files, tmp_path_factory):
         | {"keras/bart/keras/bart_large_en_cnn": keras_files},
         faults={f"{KAGGLE}/{fault}": fault for fault in faults},
     )
-    server, address = serve(hub)
     home = tmp_path_factory.mktemp("home")
     variants = [
         "plain/1", "plain", "breaks/1", "breaks/1", "damaged/1", "damaged/1", "forbidden/1",
@@ -232,11 +230,10 @@ def kaggle(keras_files, tmp_path_factory):
     ]  # fmt: skip
     known = ["bart_large_en_cnn", "kaggle://keras/bart/keras/bart_large_en_cnn/2"]
     names = [*(f"kaggle://{KAGGLE}/{variant}" for variant in variants), *known]
-    outcomes, printed = outcomes_of(names, home, **kaggle_through(address))
-    server.shutdown()
-    server.server_close()
+    with serving(hub) as address:
+        resolved, printed = outcomes_of(names, home, **kaggle_through(address))
     found = {}
-    for name, outcome in zip([*variants, *known], outcomes, strict=True):
+    for name, outcome in zip([*variants, *known], resolved, strict=True):
         found.setdefault(name, []).append(outcome)
     return {"outcomes": found, "home": home, "printed": printed}
 

@@ -41,7 +41,7 @@ MISTAKEN = {
     "my hf dir": f"is a checkpoint{MADE_WITH.format(repr('my hf dir'))}",
     "bart_base_en": EXPORT.format("./bart_base_en"),
     "bart_mini_en": f"is a preset{MADE_WITH.format('bart_mini_en')}",
-    "hf://org/model": EXPORT.format("hf://org/model"),
+    "kaggle://org/model/keras/x": f"is a preset{MADE_WITH.format('kaggle://org/model/keras/x')}",
     "file.txt": "is not a directory",
     "empty": "has no manifest.json, so it is not a finished artifact",
     "artifacts/made/tflite": "is inside an artifact. Name the artifact: {}/artifacts/made",

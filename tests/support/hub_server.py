@@ -2,6 +2,7 @@
 
 Hugging Face's client finds it by HF_ENDPOINT. Kaggle's client has fixed host names, so the server
 is also its HTTP proxy. Repositories are dictionaries of files; `Hub.faults` has injected faults.
+Only `WRITER` may write; with any other token, or none, a push is refused as on the real hub.
 """
 
 import base64
@@ -11,10 +12,13 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
+
+import yaml
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = 50_000  # files from this size on are stored by their SHA-256
+WRITER, READER = "hf_writer", "hf_reader"  # tokens
 
 # A repository's fault → the status and error code of its requests.
 REFUSALS = {
@@ -33,6 +37,33 @@ class Hub:
     faults: dict[str, str] = field(default_factory=dict)
     fetched: list[tuple[str, str]] = field(default_factory=list)
     visits: Counter = field(default_factory=Counter)
+    # Commits of repositories that were written, and the files of their earlier commits.
+    commits: dict[str, str] = field(default_factory=dict)
+    past: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)
+    uploads: dict[str, bytes] = field(default_factory=dict)
+    # What each push sent: its repository, names and query.
+    pushes: list[tuple[str, list[str], dict]] = field(default_factory=list)
+    private: set[str] = field(default_factory=set)
+    # The fault "stalls" sends half of a file, sets `stalled` and waits for `resume`.
+    stalled: threading.Event = field(default_factory=threading.Event)
+    resume: threading.Event = field(default_factory=threading.Event)
+
+    def commit(self, repository):
+        """Return the commit of a repository's main branch."""
+        return self.commits.get(repository, COMMIT)
+
+    def write(self, repository, files):
+        """Add a commit to a repository."""
+        before = self.files.get(repository, {})
+        self.past[repository, self.commit(repository)] = before
+        self.files[repository] = {**before, **files}
+        self.commits[repository] = hashlib.sha1(repr(len(self.past)).encode()).hexdigest()
+
+    def at(self, repository, revision):
+        """Return the files of a repository at a revision, or None."""
+        if revision in ("main", "v1", self.commit(repository)):
+            return self.files[repository]
+        return self.past.get((repository, revision))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -63,16 +94,15 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(status, X_Error_Code=code)
         return status is not None
 
-    def send_file(self, repository, name, **headers):
+    def send_file(self, repository, name, data, **headers):
         """Send a file, subject to its repository's fault."""
-        data = self.hub.files[repository][name]
         self.hub.fetched.append((repository, name))
         visit = 0
         if len(data) >= LARGE:
             self.hub.visits[repository] += 1
             visit = self.hub.visits[repository]
         fault = self.hub.faults.get(repository)
-        if fault == "breaks" and visit == 1:
+        if fault in ("breaks", "stalls") and visit == 1:
             self.send_response(200)
             for header, value in headers.items():
                 self.send_header(header.replace("_", "-"), value)
@@ -80,6 +110,10 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(data[: len(data) // 2])
             self.close_connection = True
+            if fault == "stalls":
+                self.wfile.flush()
+                self.hub.stalled.set()
+                self.hub.resume.wait(60)
         elif fault == "breaks" and visit == 2 and "ETag" in headers:
             self.answer(500)  # the client's attempt to resume
         elif fault == "damaged" and visit == 1:
@@ -110,34 +144,127 @@ class Handler(BaseHTTPRequestHandler):
         revision = request[1] if len(request) > 1 else "main"
         if self.hub.faults.get(repository) == "strange":
             self.answer_json(["a", "b"])
-        elif revision not in ("main", "v1", COMMIT):
+        elif (files := self.hub.at(repository, revision)) is None:
             self.answer(404, X_Error_Code="RevisionNotFound")
         elif request[:1] == ["tree"]:
-            self.answer_json([tree_entry(*item) for item in self.hub.files[repository].items()])
+            self.answer_json([tree_entry(*item) for item in files.items()])
         else:
-            self.answer_json({"id": repository, "sha": COMMIT, "siblings": []})
+            commit = self.hub.commit(repository)
+            self.answer_json({"id": repository, "sha": commit, "siblings": []})
 
     def resolve(self, words):
         """/{repository}/resolve/{revision}/{file}."""
         repository, name = "/".join(words[:2]), "/".join(words[4:])
         if words[2:3] != ["resolve"] or self.refused(repository):
             return self.answer(404) if words[2:3] != ["resolve"] else None
-        if name not in self.hub.files[repository]:
-            return self.answer(404, X_Error_Code="EntryNotFound")
-        data = self.hub.files[repository][name]
-        headers = {"ETag": f'"{etag(data)}"', "X_Repo_Commit": COMMIT}
+        files = self.hub.at(repository, words[3])
+        if files is None:
+            return self.answer(404, X_Error_Code="RevisionNotFound")
+        commit = self.hub.commit(repository)
+        commit = words[3] if (repository, words[3]) in self.hub.past else commit
+        if name not in files:
+            return self.answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
+        data = files[name]
+        headers = {"ETag": f'"{etag(data)}"', "X_Repo_Commit": commit}
         if self.hub.faults.get(repository) == "outside":
             headers["ETag"] = '"../../../../outside"'
         elif len(data) >= LARGE:
             headers |= {"X_Linked_Size": str(len(data)), "X_Linked_ETag": f'"{etag(data)}"'}
         if self.command == "HEAD":
             return self.answer(200, data, **headers)
-        return self.send_file(repository, name, **headers)
+        return self.send_file(repository, name, data, **headers)
+
+    # Hugging Face's pushes
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        words = urlsplit(self.path).path.split("/")[1:]
+        if words == ["api", "validate-yaml"]:
+            front = json.loads(body)["content"].split("---\n")[1]
+            return self.answer_json({"errors": [], "warnings": [], "front": yaml.safe_load(front)})
+        if words == ["api", "repos", "create"]:
+            request = json.loads(body)
+            return self.create(f"{request['organization']}/{request['name']}", request)
+        if words[:2] == ["api", "models"] and words[4:5] == ["preupload"]:
+            return self.choose_modes("/".join(words[2:4]), json.loads(body)["files"])
+        if words[:2] == ["api", "models"] and words[4:5] == ["commit"]:
+            return self.accept_commit("/".join(words[2:4]), body)
+        if words[-3:] == ["lfs", "objects", "batch"]:
+            return self.accept_batch(json.loads(body)["objects"])
+        return self.kaggle(json.loads(body))
+
+    def refused_to_write(self):
+        """Respond with an error unless the token may write."""
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token != WRITER:
+            self.answer(403 if token == READER else 401)
+        return token != WRITER
+
+    def create(self, repository, request):
+        if self.refused_to_write():
+            return
+        url = f"http://{self.headers['Host']}/{repository}"
+        exists = repository in self.hub.files
+        if not exists:
+            self.hub.files[repository] = {}
+            if request.get("visibility") == "private" or request.get("private"):
+                self.hub.private.add(repository)
+        self.answer(409 if exists else 200, json.dumps({"url": url}).encode())
+
+    def choose_modes(self, repository, files):
+        if self.refused_to_write() or self.refused(repository):
+            return
+        modes = [
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if file["size"] >= LARGE else "regular",
+                "shouldIgnore": False,
+            }
+            for file in files
+        ]
+        strange = self.hub.faults.get(repository) == "strange"
+        self.answer_json(["a", "b"] if strange else {"files": modes})
+
+    def accept_batch(self, objects):
+        address = f"http://{self.headers['Host']}/upload"
+        self.answer_json({"objects": [
+            {"oid": one["oid"], "size": one["size"],
+             "actions": {"upload": {"href": f"{address}/{one['oid']}"}}}
+            for one in objects
+        ]})  # fmt: skip
+
+    def do_PUT(self):
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        self.hub.uploads[self.path.rpartition("/")[2]] = data
+        self.answer(200)
+
+    def accept_commit(self, repository, body):
+        if self.refused_to_write() or self.refused(repository):
+            return
+        files = {}
+        for line in body.splitlines():
+            row = json.loads(line)
+            if row["key"] == "file":
+                files[row["value"]["path"]] = base64.b64decode(row["value"]["content"])
+            elif row["key"] == "lfsFile":
+                data = self.hub.uploads[row["value"]["oid"]]
+                assert hashlib.sha256(data).hexdigest() == row["value"]["oid"]
+                files[row["value"]["path"]] = data
+        query = parse_qs(urlsplit(self.path).query)
+        self.hub.pushes.append((repository, sorted(files), query))
+        place = f"http://{self.headers['Host']}/{repository}"
+        if "create_pr" not in query:
+            self.hub.write(repository, files)
+        self.answer_json({
+            "success": True,
+            "commitUrl": f"{place}/commit/{self.hub.commit(repository)}",
+            "commitOid": self.hub.commit(repository),
+            "pullRequestUrl": f"{place}/discussions/1",
+        })  # fmt: skip
 
     # Kaggle
 
-    def do_POST(self):
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def kaggle(self, request):
         repository = "/".join(
             [request["ownerSlug"], request["modelSlug"], "keras", request["instanceSlug"]]
         )
@@ -161,10 +288,12 @@ class Handler(BaseHTTPRequestHandler):
     def send_stored(self, words):
         """The address to which Kaggle redirects downloads."""
         repository, name = "/".join(words[:4]), "/".join(words[4:])
-        digest = hashlib.md5(self.hub.files[repository][name]).digest()
+        data = self.hub.files[repository][name]
+        digest = hashlib.md5(data).digest()
         self.send_file(
             repository,
             name,
+            data,
             Accept_Ranges="bytes",
             X_Goog_Hash=f"crc32c=AAAAAA==,md5={base64.b64encode(digest).decode()}",
             Content_Type="application/octet-stream",

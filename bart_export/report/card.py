@@ -1,0 +1,137 @@
+"""README.md, the model card of an artifact on the Hugging Face Hub.
+
+The text is in `templates/README.md.j2`; the front matter has the fields of
+huggingface.co/docs/hub/model-cards.
+"""
+
+import functools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from bart_export import documents
+from bart_export.artifact.figures import FileVerification
+from bart_export.artifact.manifest import Manifest
+from bart_export.errors import import_extra
+from bart_export.locations import HUGGING_FACE
+from bart_export.presets import PRESETS, Preset
+from bart_export.report import facts
+from bart_export.report.report import cell, interval, paragraph
+
+CARD = "README.md"
+TASK = "summarization"
+TAGS = ("bart", "tflite", "bart-export")
+# The hub's identifiers of the licences that BART's checkpoints have; others are "other".
+LICENCES = re.compile(
+    r"apache-2\.0|mit|bsd(-[23]-clause)?|cc0-1\.0|cc-by(-nc)?(-sa|-nd)?-[34]\.0|(a|l)?gpl-[23]\.[01]"
+    r"|openrail|unlicense|wtfpl",
+    re.IGNORECASE,
+)
+LICENCE_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*", re.IGNORECASE)
+ROUGE = {"rouge_1": "ROUGE-1", "rouge_2": "ROUGE-2", "rouge_l": "ROUGE-L"}
+
+
+def render(manifest: Manifest, repository: str) -> str:
+    """Return the card of an artifact in the repository "org/name".
+
+    Raises:
+        MissingExtra: if huggingface_hub or jinja2 is not installed.
+    """
+    purpose = "Writing a model card"
+    hub, _ = (import_extra(name, purpose, "hub") for name in ("huggingface_hub", "jinja2"))
+    preset, files = known_preset(manifest), facts.reported_files(manifest)
+    data = hub.ModelCardData(
+        model_name=facts.title(manifest),
+        library_name="litert",
+        pipeline_tag=TASK,
+        base_model=base_model(manifest),
+        base_model_relation="quantized" if base_model(manifest) else None,
+        language="en" if preset else None,
+        tags=list(TAGS),
+        eval_results=[hub.EvalResult(**row) for file in files for row in results(file)],
+        **licence_fields(manifest.licence),
+    )
+    environment = documents.templates(__file__)
+    environment.filters |= {
+        "paragraph": paragraph,
+        "bullet": functools.partial(paragraph, first="- ", others="  "),
+        "cell": cell,
+        "interval": interval,
+        "number": "{:,}".format,
+    }
+    return environment.get_template(f"{CARD}.j2").render(
+        front_matter=data.to_yaml(),
+        repository=repository,
+        title=facts.title(manifest),
+        description=preset and preset.description,
+        # Not the path of a local checkpoint.
+        source=manifest.source.handle if "://" in manifest.source.handle or preset else None,
+        manifest=manifest,
+        files=files,
+        evidence=facts.evidence(files),
+        versions=manifest.saved_model_versions,
+        targets={entry.target for entry in manifest.files.values()},
+    )
+
+
+def known_preset(manifest: Manifest) -> Preset | None:
+    """Return the preset in the registry that an artifact was exported from, or None."""
+    handle = manifest.source.handle
+    return next(
+        (preset for preset in PRESETS.values() if handle in (preset.name, *preset.aliases)), None
+    )
+
+
+def base_model(manifest: Manifest) -> str | None:
+    """Return the checkpoint's repository on the Hugging Face Hub, or None if it is not known."""
+    preset = known_preset(manifest)
+    handles = (manifest.source.handle, *(preset.aliases if preset else ()))
+    found = filter(None, map(HUGGING_FACE.fullmatch, handles))
+    return next((match[1] for match in found), None)
+
+
+def licence_fields(licence: str | None) -> dict[str, str]:
+    """Return the card's fields for a licence that a checkpoint states."""
+    if licence is None:
+        return {"license": "unknown"}
+    if LICENCES.fullmatch(licence):
+        return {"license": licence.lower()}
+    name = LICENCE_NAME.fullmatch(licence)
+    return {"license": "other"} | ({"license_name": licence.lower()} if name else {})
+
+
+def results(file: facts.ReportedFile) -> Iterator[dict[str, Any]]:
+    """Yield the arguments of an `EvalResult` for each figure of a file."""
+    row = file.verification
+    if row is None:
+        return
+    dataset = dataset_fields(row)
+    figures: list[tuple[str, str, float | None]] = [
+        ("accuracy", "Same next token as the Keras model", row.top1),
+        ("exact_match", "Same text as the Keras model", row.tokens),
+    ]
+    figures += [
+        ("rouge", words, row.rouge[name].file)
+        for name, words in ROUGE.items()
+        if row.rouge and name in row.rouge
+    ]
+    for kind, words, value in figures:
+        if value is not None:
+            yield {
+                "task_type": TASK,
+                "metric_type": kind,
+                "metric_name": f"{words} ({file.label})",
+                "metric_value": round(value, 4),
+                **dataset,
+            }
+
+
+def dataset_fields(row: FileVerification) -> dict[str, Any]:
+    """Return the description of the texts that a file's figures were measured on."""
+    if row.data is None:
+        return {"dataset_type": "golden", "dataset_name": facts.GOLDEN_TEXTS}
+    return {
+        "dataset_type": "texts",
+        "dataset_name": f"{row.data.texts} texts",
+        "dataset_args": {"sha256": row.data.sha256},
+    }

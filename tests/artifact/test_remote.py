@@ -1,0 +1,327 @@
+"""Artifacts behind fsspec URLs: what is fetched, the cache, and damaged downloads."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import fsspec
+import pytest
+from support import made_up_artifacts
+from support.command import printed, refusal
+from support.hub_processes import outcomes, start
+
+from bart_export.artifact import remote, stamps
+from bart_export.artifact.artifact import MANIFEST_LIMIT, Artifact
+from bart_export.errors import ArtifactError, ConfigurationError, MissingExtra, NoArtifact
+from bart_export.locations import is_remote, last_name, redacted
+from bart_export.runtime import Generator
+from bart_export.server import models_config, versions
+
+FILE, OTHER = "tflite/a.tflite", "tflite/b.tflite"
+CONTENTS = {FILE: b"first" * 1000, OTHER: b"second" * 1000}
+
+
+class Bucket:
+    """A directory of the file system in memory."""
+
+    def __init__(self, name):
+        self.system, self.url = fsspec.filesystem("memory"), f"memory://{name}"
+        self.root = f"/{name}"
+
+    def write(self, name, content):
+        self.system.pipe_file(f"{self.root}/{name}", content)
+
+    def remove(self, name):
+        self.system.rm(f"{self.root}/{name}")
+
+    def put(self, directory):
+        """Upload a directory."""
+        for path in directory.rglob("*"):
+            if path.is_file() and ".cache" not in path.parts:
+                self.write(path.relative_to(directory).as_posix(), path.read_bytes())
+
+
+@pytest.fixture
+def bucket(request, monkeypatch, tmp_path):
+    """An empty bucket; the user's cache is empty, too."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return Bucket(f"{request.node.originalname}-{time.monotonic_ns()}")
+
+
+@pytest.fixture
+def remote_one(bucket, tmp_path):
+    bucket.put(made_up_artifacts.write(tmp_path / "made", CONTENTS).directory)
+    return bucket
+
+
+def fetched(artifact):
+    """Return the names of the files in the cache."""
+    return {
+        path.relative_to(artifact.directory).as_posix()
+        for path in artifact.directory.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_file_is_fetched_when_it_is_asked_for(remote_one):
+    artifact = Artifact.open(remote_one.url)
+    assert artifact.location == remote_one.url
+    assert fetched(artifact) == {"manifest.json"}
+    assert artifact.path(FILE).read_bytes() == CONTENTS[FILE]
+    assert fetched(artifact) == {"manifest.json", FILE}
+    assert sorted(artifact.folder("tflite").iterdir()) == [
+        artifact.path(FILE),
+        artifact.path(OTHER),
+    ]
+    with pytest.raises(ArtifactError, match=rf"^{remote_one.url} has no file c\. It has: tflite/a"):
+        artifact.path("c")
+
+
+def test_what_is_in_the_cache_is_not_fetched_again(remote_one):
+    path = Artifact.open(remote_one.url).path(FILE)
+    remote_one.remove(FILE)
+    assert Artifact.open(remote_one.url).path(FILE, rehash=True) == path
+    with pytest.raises(ArtifactError, match=f"{remote_one.url} has no file {OTHER}, which its"):
+        remote_one.remove(OTHER)
+        Artifact.open(remote_one.url).path(OTHER)
+
+
+def test_the_manifest_decides_whether_the_cache_is_current(remote_one, tmp_path):
+    before = Artifact.open(remote_one.url)
+    before.path(FILE)
+    newer = {FILE: b"newer", OTHER: b"other"}
+    remote_one.put(made_up_artifacts.write(tmp_path / "newer", newer).directory)
+    after = Artifact.open(remote_one.url)
+    assert after.path(FILE).read_bytes() == b"newer"
+    assert before.path(FILE).read_bytes() == CONTENTS[FILE]
+    with pytest.raises(ArtifactError, match="is damaged"):  # of the newer export
+        before.path(OTHER)
+
+
+LONGER, SHORTER = CONTENTS[FILE] + b"x", CONTENTS[FILE][:-1]
+DAMAGE = [
+    (SHORTER, "it has 4999 bytes, not 5000"),
+    (LONGER, "it has at least 5001 bytes, not 5000"),
+    (CONTENTS[FILE][::-1], "its hash does not match the manifest"),
+]
+
+
+@pytest.mark.parametrize(("content", "said"), DAMAGE)
+def test_a_damaged_download_is_deleted(remote_one, content, said):
+    remote_one.write(FILE, content)
+    artifact = Artifact.open(remote_one.url)
+    with pytest.raises(ArtifactError, match=f"{remote_one.url}/{FILE} is damaged .{said}. and was"):
+        artifact.path(FILE)
+    assert fetched(artifact) == {"manifest.json"}
+    remote_one.write(FILE, CONTENTS[FILE])
+    assert artifact.path(FILE).read_bytes() == CONTENTS[FILE]
+
+
+def test_a_file_that_was_damaged_in_the_cache_is_fetched_again(remote_one):
+    artifact = Artifact.open(remote_one.url)
+    made_up_artifacts.flip(artifact.path(FILE))
+    with pytest.raises(ArtifactError, match="was damaged .* and is deleted. Run the same command"):
+        artifact.path(FILE)
+    assert artifact.path(FILE).read_bytes() == CONTENTS[FILE]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"<html>", "/manifest.json cannot be read: Expecting value"),
+        (b" " * (MANIFEST_LIMIT + 1), "/manifest.json must have at most 4,194,304 bytes."),
+        (b'{"format_version": 9}', "/manifest.json must have format_version 1, received 9"),
+    ],
+)
+def test_a_manifest_that_is_none_is_not_kept(remote_one, content, said):
+    remote_one.write("manifest.json", content)
+    with pytest.raises(ArtifactError, match=f"^{remote_one.url}{said}"):
+        Artifact.open(remote_one.url)
+    assert not [path for path in stamps.user_directory().rglob("*") if path.is_file()]
+
+
+def test_a_manifest_that_was_damaged_in_the_cache_is_fetched_again(remote_one):
+    made_up_artifacts.flip(Artifact.open(remote_one.url).directory / "manifest.json")
+    with pytest.raises(ArtifactError):
+        Artifact.open(remote_one.url)
+    Artifact.open(remote_one.url)
+
+
+@pytest.mark.parametrize(
+    ("location", "error", "said"),
+    [
+        ("memory://nowhere", NoArtifact, "has no manifest.json, so it is not a finished artifact"),
+        ("nosuch://bucket/bart", ArtifactError, "Protocol not known: nosuch"),
+        ("ftp://user:secret@127.0.0.1:9/bart", ArtifactError, "^Cannot copy ftp://127.0.0.1:9/bart"),
+        ("kaggle://org/model/keras/x", NoArtifact, "is a preset. Export it to an artifact with"),
+        ("hf://org", ArtifactError, 'Expected hf://org/name or .*, received "hf://org"'),
+        ("hf://org/name/file", ArtifactError, "Expected hf://org/name or hf://org/name@revision"),
+        ("hf://../name", ArtifactError, "Expected hf://org/name or hf://org/name@revision"),
+    ],
+)  # fmt: skip
+def test_a_wrong_location_is_explained_in_one_line(bucket, location, error, said):
+    with pytest.raises(error, match=said) as caught:
+        Artifact.open(location)
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_revision_is_for_the_hub(remote_one, made):
+    for location in (remote_one.url, made.directory):
+        with pytest.raises(ConfigurationError, match=r'revision applies to hf://.*received "v1"'):
+            Artifact.open(location, "v1")
+    with pytest.raises(ArtifactError, match="Expected hf://org/name"):
+        Artifact.open("hf://org/name@v1", "v2")
+
+
+@pytest.mark.parametrize(
+    ("package", "location"), [("fsspec", "memory://x"), ("huggingface_hub", "hf://org/x")]
+)
+def test_a_missing_package_is_named_with_its_extra(package, location, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtra, match=rf"Opening {location}.* {package},.*\[hub\]"):
+        Artifact.open(location)
+
+
+def test_a_package_for_one_kind_of_url_is_named(bucket, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(ArtifactError, match="Opening gs://bucket/x needs a package: .*gcsfs"):
+        Artifact.open("gs://bucket/x")
+
+
+def test_without_a_cache_the_error_says_where_to_put_one(remote_one, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/cache")
+    with pytest.raises(ArtifactError, match="needs a cache that only this user can write. Set XDG"):
+        Artifact.open(remote_one.url)
+
+
+def test_threads_fetch_a_file_once(remote_one, monkeypatch):
+    """Each opens the directory to lock it, as processes do."""
+    opened, begun = [], threading.Barrier(4)
+    original = remote.UrlStore.open
+
+    def counted(store, name):
+        opened.append(name)
+        time.sleep(0.1)
+        return original(store, name)
+
+    def work():
+        artifact = Artifact.open(remote_one.url)
+        begun.wait(30)
+        artifact.path(FILE)
+
+    monkeypatch.setattr(remote.UrlStore, "open", counted)
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert opened.count(FILE) == 1
+
+
+def test_a_killed_download_leaves_nothing_that_is_used(tmp_path):
+    content = CONTENTS[FILE] * 1000
+    made = made_up_artifacts.write(tmp_path / "made", {FILE: content})
+    request = json.dumps([[f"stalling://{made.directory}", [FILE]]])
+    process = start("open_artifacts.py", request, home=tmp_path)
+    cache, parts = tmp_path / "cache/bart-export/artifacts", []
+    while not any(path.stat().st_size for path in parts):
+        assert process.poll() is None
+        time.sleep(0.01)
+        parts = list(cache.glob("*/.parts/*"))
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait(60) == -signal.SIGKILL
+    process.communicate()
+    assert not list(cache.glob("*/tflite/*"))
+    request = json.dumps([[f"file://{made.directory}", [FILE]]])  # the same manifest
+    ((outcome,), _) = outcomes(start("open_artifacts.py", request, home=tmp_path))
+    assert Path(outcome["directory"], FILE).read_bytes() == content
+    assert not parts[0].exists()
+
+
+def test_locations_are_told_apart():
+    remotes = ["hf://org/name", "gs://b/x", "simplecache::gs://b/x", "zip://a::http://h/a.zip"]
+    assert all(map(is_remote, [*remotes, Path("hf://org/name"), "kaggle://a/b"]))
+    assert not any(map(is_remote, ["artifacts/x", "/a//b", "C://x", "a: b://c", Path("gs://b/x")]))
+    assert redacted("ftp://me:word@host/a@b hf://org/name@v1") == "ftp://host/a@b hf://org/name@v1"
+    names = ["hf://org/name@v1", "hf://org/name", "gs://bucket/models/name/", "artifacts/name"]
+    assert {*map(last_name, names)} == {"name"}
+    assert last_name("s3://bucket/name@2") == "name@2"
+
+
+TEXT = "This library reads and writes spreadsheets."
+
+
+@pytest.fixture
+def model(bucket, mini_artifact):
+    """A model on a bucket; its artifact has two recipes."""
+    bucket.put(mini_artifact.directory)
+    return bucket
+
+
+def test_a_generator_fetches_the_files_that_it_needs(model, mini_artifact):
+    with Generator.from_artifact(model.url) as generator:
+        there = generator.generate(TEXT).token_ids
+    with Generator.from_artifact(mini_artifact.directory) as generator:
+        assert generator.generate(TEXT).token_ids == there
+    needed = {"manifest.json", "tflite/dynamic_wi8_afp32.tflite"}
+    tokenizer = mini_artifact.manifest.tokenizer
+    opened = fetched(Artifact.open(model.url))
+    cached = {name for name in opened if name.startswith(".cache/")}
+    assert opened - cached == needed | {tokenizer.vocabulary, tokenizer.merges}
+
+
+def test_commands_take_the_url_of_an_artifact(model, mini_artifact):
+    local = printed("generate", mini_artifact.directory, TEXT)
+    assert printed("generate", model.url, TEXT) == local
+    facts = json.loads(printed("inspect", model.url, "--json"))
+    assert facts == json.loads(printed("inspect", mini_artifact.directory, "--json"))
+    assert "dynamic_wi8_afp32" in printed("inspect", model.url)
+    assert f"{model.url} is complete: " in printed("verify", model.url)
+    line = refusal("generate", model.url, TEXT, "--recipe", "float16")
+    assert f"{model.url} has no file of recipe 'float16'" in line
+
+
+def test_inspecting_fetches_only_the_manifest(model):
+    printed("inspect", model.url)
+    assert fetched(Artifact.open(model.url)) == {"manifest.json"}
+
+
+@pytest.mark.slow
+def test_a_remote_artifact_can_be_measured(model):
+    report = json.loads(printed("bench", model.url, "--recipe", "float32", "--runs", "1", "--json"))
+    assert [row["recipe"] for row in report["files"]] == ["float32"]
+
+
+def test_a_server_fetches_what_its_engine_reads(model, mini_artifact):
+    (served,) = models_config.served_models([model.url])
+    assert served.name == last_name(model.url)
+    assert list(versions.find_versions(served)) == [mini_artifact.manifest.exports]
+    assert "tflite/float32.tflite" not in fetched(Artifact.open(model.url))
+    with pytest.raises(ArtifactError, match=f"{model.url} has no files of the target saved_model"):
+        models_config.served_models([model.url], "tensorflow")
+
+
+def test_a_saved_model_is_served_from_the_cache(bucket, saved_model_artifact):
+    bucket.put(saved_model_artifact.directory)
+    (served,) = models_config.served_models([bucket.url])
+    (path,) = versions.find_versions(served).values()
+    assert (path / "saved_model.pb").is_file()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--preset", "bart_mini_en", "--target", "tflite", "--output", "hf://org/name"),
+        ("--preset", "bart_mini_en", "--target", "tflite", "--android", "s3://bucket/app"),
+        ("tune", "bart_mini_en", "--budget", "top1=0.9", "--output", "gs://bucket/recipe.json"),
+        ("generate", "nope", TEXT, "--output", "gs://me:secret@bucket/rows.jsonl"),
+    ],
+)
+def test_nothing_is_written_to_a_url(words):
+    line = refusal(*words)
+    assert f"Expected a local file or directory, received {redacted(words[-1])}." in line
