@@ -38,7 +38,7 @@ INSIDE = {
     "verify": ("data", "golden", "traces", "weights", "structure", "tolerance", "compare",
                "checks", "reference", "tokenization", "saved_model"),
 }  # fmt: skip
-TENSOR_LIBRARIES = {"tensorflow", "keras", "keras_hub", "ai_edge_quantizer", "torch"}
+TENSOR_LIBRARIES = {"tensorflow", "keras", "keras_hub", "litert_quantizer", "torch"}
 WITH_TENSOR_LIBRARIES = {"model", "graph", "convert", "verify", "tune", "export"}
 
 

@@ -35,7 +35,7 @@ from bart_export.text.vocabulary import BYTE_SYMBOLS
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "tests" / "data"
 TEXTS = ROOT / "tools" / "mini_model" / "test.jsonl"
-VERSIONS = ("ai-edge-litert", "tensorflow", "keras", "ai-edge-quantizer", "numpy", "tokenizers")
+VERSIONS = ("ai-edge-litert", "tensorflow", "keras", "litert-quantizer", "numpy", "tokenizers")
 STAMP = "stamp.json"
 LIBRARY = "libLiteRt.path"
 

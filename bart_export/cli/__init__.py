@@ -32,7 +32,7 @@ THREADS = click.IntRange(1, MOST_THREADS)
 EXPORT_PACKAGES = {
     "tensorflow": "tensorflow",
     "keras": "keras",
-    "ai_edge_quantizer": "ai-edge-quantizer",
+    "litert_quantizer": "litert-quantizer",
     "h5py": "h5py",
     "safetensors": "safetensors",
 }

@@ -2,7 +2,7 @@
 
 Each source is encoded and decoded as in normal use, and every step of the search is recorded.
 LiteRT's `Interpreter` can preserve all tensors; it runs without delegates, because they would fuse
-some of the tensors away. AI Edge Quantizer's own calibrator needs all samples in advance, but the
+some of the tensors away. LiteRT Quantizer's own calibrator needs all samples in advance, but the
 inputs of a step depend on earlier steps.
 """
 

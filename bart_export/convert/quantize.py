@@ -1,4 +1,4 @@
-"""Quantizes a float `.tflite` file with AI Edge Quantizer, according to a recipe.
+"""Quantizes a float `.tflite` file with LiteRT Quantizer, according to a recipe.
 
 Projections and lookups are quantized alike, so that the tied embedding table remains one buffer.
 Static recipes, which also have integer activations, need calibration. Their integer operators are
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from ai_edge_quantizer import qtyping, quantizer, recipe_manager
+from litert_quantizer import qtyping, quantizer, recipe_manager
 
 from bart_export.convert.calibration import Ranges
 from bart_export.convert.rounding import Content, floats, require_full_blocks, round_blocks
@@ -287,7 +287,7 @@ def saturating_layers(content: Content, fitted: Ranges, bits: int) -> set[str]:
 def restore_outputs(content: bytearray) -> None:
     """Restore the subgraph outputs that a quantized file's signatures name.
 
-    If a tensor is both an output and quantized for an operator inside the graph, AI Edge Quantizer
+    If a tensor is both an output and quantized for an operator inside the graph, LiteRT Quantizer
     0.10 lists the quantized copy as the output, and LiteRT does not find the signature's output.
     """
     model = schema.Model.GetRootAs(content, 0)

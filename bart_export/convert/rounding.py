@@ -1,10 +1,10 @@
-"""Rounds matrices to 4 bits with a smaller error than AI Edge Quantizer.
+"""Rounds matrices to 4 bits with a smaller error than LiteRT Quantizer.
 
 Each block of a row gets the scale with the least error. If the correlation of a matrix's inputs is
 known, the error of a column is compensated in the columns to its right: GPTQ (Frantar et al., 2022,
-https://arxiv.org/abs/2210.17323), with a block's scales chosen when that block is reached. AI Edge
+https://arxiv.org/abs/2210.17323), with a block's scales chosen when that block is reached. LiteRT
 Quantizer's GPTQ does not support lookups and needs calibration; its OCTAV never uses the lowest
-integer. The file keeps AI Edge Quantizer's layout; only integers and scales are replaced.
+integer. The file keeps LiteRT Quantizer's layout; only integers and scales are replaced.
 """
 
 import re

@@ -35,7 +35,7 @@ from bart_export.verify import golden
 from bart_export.verify.compare import Cases
 
 VOCABULARY, MERGES = "tokenizer/vocabulary.json", "tokenizer/merges.txt"
-TOOLS = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy", "tokenizers")
+TOOLS = ("tensorflow", "keras", "ai-edge-litert", "litert-quantizer", "numpy", "tokenizers")
 # An earlier export's files are kept if these fields are equal.
 SAME = ("source", "config", "generation", "encoder_sequence_length", "tokenizer")
 # Targets whose files are always kept, so that a server can roll back to an earlier version.

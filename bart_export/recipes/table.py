@@ -1,7 +1,7 @@
 """The table of recipes: how a file's matrices are stored and multiplied.
 
 A row determines the file's name, the choices on the command line, the tables in the documentation,
-the tolerance in verification, and the runtimes that may open the file. Names follow AI Edge
+the tolerance in verification, and the runtimes that may open the file. Names follow LiteRT
 Quantizer's scheme: mode, weight bits (`wi8`), activation type (`afp32`).
 
 A recipe file is an additional row in JSON, written by a user or by `bart-export tune`:
@@ -35,7 +35,7 @@ class Storage:
 
     `bits` is the width of a weight. There is one scale per row if `granularity` is "channelwise",
     per matrix if it is "tensorwise", per N adjacent weights of a row if it is "blockwise_N", and
-    none if it is None. `algorithm` is AI Edge Quantizer's, or `LEAST_ERROR` (`convert.rounding`).
+    none if it is None. `algorithm` is LiteRT Quantizer's, or `LEAST_ERROR` (`convert.rounding`).
     """
 
     name: str

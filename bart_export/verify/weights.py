@@ -3,7 +3,7 @@
 The logits of a few texts hardly depend on embeddings of other tokens or on the scale of one row, so
 every row is compared. Errors are in steps of ideal rounding, so that one bound fits every width.
 The step of n-bit integers is the largest magnitude with their scale, divided by 2^(n-1) - 1
-(symmetric quantization as in arXiv:1712.05877, which AI Edge Quantizer follows); the step of floats
+(symmetric quantization as in arXiv:1712.05877, which LiteRT Quantizer follows); the step of floats
 is their spacing at the largest magnitude of the row. The error is the root mean square over the
 values of a row, or over those that share a scale if these are fewer. Rounding to nearest has an
 error of at most half a step, and about 1 / sqrt(12) on average.
@@ -177,7 +177,7 @@ def stored_matrices(path: pathlib.Path) -> Matrices:
 # that is three times too large moves rows by two steps or more.
 BOUND = 1.0
 CHUNK = 1 << 22  # values compared at a time
-SMALLEST_RANGE = 1e-9  # AI Edge Quantizer's lower limit for the largest magnitude
+SMALLEST_RANGE = 1e-9  # LiteRT Quantizer's lower limit for the largest magnitude
 SMALLEST_BLOCK_SCALE = 2.0**-24  # the smallest positive float16
 
 
