@@ -1,33 +1,73 @@
-"""The content of a wheel."""
+"""The source distribution, and the wheel that is built from it."""
 
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+SCRIPTS = sysconfig.get_path("scripts")
 
 
-@pytest.mark.slow
-def test_a_wheel_holds_every_module_the_embedded_preset_and_the_licence(tmp_path):
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Return a copy of the files that a distribution is built from."""
+    source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
-    package = tmp_path / "bart_export"
-    shutil.copytree(ROOT / "bart_export", package, ignore=shutil.ignore_patterns("__pycache__"))
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path, tmp_path],
-        check=True,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as file:
+        shutil.copy(ROOT / name, source)
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "bart_export", source / "bart_export", ignore=ignored)
+    return source
+
+
+@pytest.fixture(scope="module")
+def files(source):
+    """Return the names of the package's files."""
+    package = source / "bart_export"
+    files = {str(path.relative_to(source)) for path in package.rglob("*") if path.is_file()}
+    assert {"bart_export/py.typed", "bart_export/assets/bart_mini_en/model.weights.h5"} < files
+    return files
+
+
+@pytest.fixture(scope="module")
+def built(source, files, tmp_path_factory):
+    """Return the source distribution and the wheel."""
+    place = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", place, source]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (sdist,), (wheel,) = place.glob("*.tar.gz"), place.glob("*.whl")
+    return sdist, wheel
+
+
+def test_a_wheel_holds_every_module_the_embedded_preset_and_the_licence(built, files):
+    with zipfile.ZipFile(built[1]) as file:
         held = set(file.namelist())
-    files = {str(path.relative_to(tmp_path)) for path in package.rglob("*") if path.is_file()}
-    assert "bart_export/assets/bart_mini_en/model.weights.h5" in files
-    assert "bart_export/py.typed" in files
     assert files <= held
     assert {Path(name).name for name in held - files} == {
         "LICENSE", "METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt"
     }  # fmt: skip
+
+
+def test_a_source_distribution_holds_the_same(built, files):
+    with tarfile.open(built[0]) as file:
+        held = {name.partition("/")[2] for name in file.getnames()}
+    assert files | {"LICENSE", "README.md", "pyproject.toml"} <= held
+
+
+def test_an_index_would_accept_both(built):
+    command = [sys.executable, "-m", "twine", "check", "--strict", *built]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("PASSED") == 2
+
+
+def test_a_wheel_has_only_the_package(built, source):
+    command = [f"{SCRIPTS}/check-wheel-contents", "--package", "bart_export", built[1]]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
