@@ -32,6 +32,7 @@ OURS = [page for page in PAGES if page not in ("serving/README.md", "android/REA
 # Other programs on these pages. The curl commands run in test_clients.py.
 PROGRAMS = {
     "CONTRIBUTING.md": {".", "pre-commit"},
+    "docs/guide/generate.md": {"eval"},
     "serving/README.md": {"curl", "docker", "grpcurl", "kubectl", "rsync", "ssh", "tar"},
 }
 
