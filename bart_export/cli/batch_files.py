@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, TextIO
 
 from bart_export.documents import finite, object_of, refuse_number
 from bart_export.errors import InputError, shown
+from bart_export.runtime.results import RESULT_FIELDS
 from bart_export.runtime.scheduler import WINDOW
 
 Row = dict[str, Any]
@@ -37,8 +38,6 @@ CONVERSIONS = {
 }
 LONGEST = 1 << 20  # bytes per line, far more than any model reads
 PATIENCE = 0.1  # seconds to wait for the next line of a pipe or terminal
-# The fields that a result adds to a row.
-RESULT_FIELDS = ("generated_text", "score", "token_ids", "sequences", "truncated", "error")
 
 
 def read_rows(path: pathlib.Path) -> Iterator[Row]:

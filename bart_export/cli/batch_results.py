@@ -16,26 +16,6 @@ from typing import BinaryIO
 
 from bart_export.cli.batch_files import OBJECTS, STANDARD, Row, regular_file
 from bart_export.errors import InputError
-from bart_export.runtime.results import GeneratedSequence, Result
-
-
-def result_row(row: Row, result: Result) -> Row:
-    """Return a row with the result's fields; `sequences` only if there are several."""
-    made = {**row, **sequence_fields(result.sequences[0])}
-    if len(result.sequences) > 1:
-        made["sequences"] = list(map(sequence_fields, result.sequences))
-    if result.truncated:
-        made["truncated"] = True
-    return made
-
-
-def sequence_fields(sequence: GeneratedSequence) -> Row:
-    """Return a sequence's fields in a row."""
-    return {
-        "generated_text": sequence.text,
-        "score": round(sequence.score, 6),
-        "token_ids": list(sequence.token_ids),
-    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -199,7 +199,7 @@ def generate(
         raise
     if output_file is not None:
         with batch_results.results(output_file) as write:
-            write(batch_results.result_row({"text": text}, result))
+            write({"text": text, **result.to_dict()})
     elif not stream:
         for sequence in result.sequences:
             print_text(sequence.text)
@@ -274,8 +274,6 @@ def results_or_errors(
     generator: "Generator", parameters: Mapping[str, Value], window: "list[Row]"
 ) -> "Iterator[Row]":
     """Yield each row with its generated text, or with the error that prevented it."""
-    from bart_export.cli import batch_results
-
     texts = [row["text"] for row in window if "error" not in row]
     answers = generator.generate_iter(texts, return_exceptions=True, **parameters)
     for row in window:
@@ -286,7 +284,7 @@ def results_or_errors(
         if isinstance(answer, BartExportError):
             yield {**row, "error": in_flags(str(answer))}
         else:
-            yield batch_results.result_row(row, answer)
+            yield {**row, **answer.to_dict()}
     next(answers, None)  # Python would ignore Ctrl-C while it deletes an unfinished generator
 
 

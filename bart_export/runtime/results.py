@@ -4,10 +4,14 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from bart_export.errors import EngineError
 from bart_export.runtime.scheduler import Scheduler, Task
 from bart_export.text.tokenizer import IncrementalDetokenizer
+
+# The fields of a row that a result or an error sets.
+RESULT_FIELDS = ("generated_text", "score", "token_ids", "sequences", "truncated", "error")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +35,14 @@ class GeneratedSequence:
     text: str
     token_ids: tuple[int, ...]
     score: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields of a row: "generated_text", "score" and "token_ids"."""
+        return {
+            "generated_text": self.text,
+            "score": round(self.score, 6),
+            "token_ids": list(self.token_ids),
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +75,18 @@ class Result:
     def score(self) -> float:
         """The score of the best text."""
         return self.sequences[0].score
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields that `bart-export generate --output` adds to a row.
+
+        They are those of the best text, "sequences" if there are several, and "truncated" if True.
+        """
+        row = self.sequences[0].to_dict()
+        if len(self.sequences) > 1:
+            row["sequences"] = [sequence.to_dict() for sequence in self.sequences]
+        if self.truncated:
+            row["truncated"] = True
+        return row
 
 
 class Stream(Iterator[str]):

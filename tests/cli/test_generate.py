@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from support.command import COMMAND, printed, refusal, run
 
-from bart_export.cli import batch_files, batch_results
+from bart_export.cli import batch_files
 from bart_export.cli.generate import in_flags
+from bart_export.runtime.results import GeneratedSequence
 
 CASES = Path(__file__).parents[1] / "data/cases"
 EMPTY = "must not be blank, received"
@@ -214,9 +215,9 @@ def test_several_texts_for_one_stand_in_its_row(answers):
 def test_a_printed_text_is_one_line(monkeypatch, generate, tmp_path):
     path = tmp_path / "in.txt"
     path.write_text("a text\nanother\n")
-    made = batch_results.sequence_fields
+    made = GeneratedSequence.to_dict
     monkeypatch.setattr(
-        batch_results, "sequence_fields", lambda one: {**made(one), "generated_text": "two\nlines"}
+        GeneratedSequence, "to_dict", lambda one: {**made(one), "generated_text": "two\nlines"}
     )
     assert generate("--input", path).stdout == "two lines\ntwo lines\n"
 
