@@ -5,6 +5,7 @@ and how to fix it. Errors about an invalid argument are also `ValueError`s, as i
 server's `StatusError` is in `server.status`; exit codes are in `cli.main`.
 """
 
+import copyreg
 import difflib
 import importlib
 import json
@@ -119,6 +120,10 @@ class BartExportError(Exception):
 
     def __init__(self, line: str) -> None:
         super().__init__(printable(" ".join(line.splitlines())))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Other processes restore it without __init__, whose arguments differ between classes.
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
 
 
 class ConfigurationError(BartExportError, ValueError):
