@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 from support.command import COMMAND, refusal, run
+from support.many_texts import texts
 
 from bart_export.cli import batch_files, batch_results
-from bart_export.presets import ASSETS
 from bart_export.runtime import Generator
 
 # The command with windows of 8 texts.
@@ -25,21 +25,6 @@ SMALL_WINDOWS = [
     "from bart_export.cli import batch_files, main; batch_files.WINDOW = 8; main.main()",
 ]
 SETTINGS = ["--recipe", "float32", "--num-beams", "1", "--threads", "1"]
-WORDS = " ".join(
-    json.loads(line)["text"]
-    for line in (ASSETS / "bart_mini_en/calibration.jsonl").read_text("utf-8").splitlines()
-).split()
-
-
-def texts(count, longest):
-    """Return texts of 1 to `longest` words."""
-    draw = random.Random(0)
-    lengths = [draw.randint(1, longest) for _ in range(count)]
-    starts = [draw.randrange(len(WORDS) - length) for length in lengths]
-    return [
-        " ".join(WORDS[start : start + length])
-        for start, length in zip(starts, lengths, strict=True)
-    ]
 
 
 @pytest.fixture

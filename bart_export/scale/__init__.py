@@ -1,0 +1,1 @@
+"""Adapters of the runtime for engines that run on many machines."""

@@ -1,0 +1,125 @@
+"""Ray Data: `BartGenerator` generates from a column of texts.
+
+    texts.map_batches(
+        BartGenerator,
+        fn_constructor_kwargs={"location": "artifacts/bart_mini_en", "num_beams": 4},
+        compute=ActorPoolStrategy(size=8),
+        num_cpus=1,
+        batch_size=256,
+        batch_format="pyarrow",
+    )
+
+The package ray itself is not needed here; pyarrow comes with it.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+from bart_export.errors import BartExportError, InputError, MissingExtra, shown
+from bart_export.runtime import Generator, Result
+from bart_export.runtime.results import RESULT_FIELDS
+from bart_export.runtime.scheduler import MAX_BATCH_SIZE, MEMORY_BUDGET
+
+try:
+    import pyarrow as pa
+except ImportError:
+    raise MissingExtra("BartGenerator", "pyarrow", "ray") from None
+
+THREADS = "OMP_NUM_THREADS"  # unless it is set, Ray sets it to a worker's num_cpus, rounded down
+SEQUENCE = {"generated_text": pa.string(), "score": pa.float64(), "token_ids": pa.list_(pa.int32())}
+
+
+class BartGenerator:
+    """Generates from the texts of a batch; a callable class for Ray Data's `map_batches`.
+
+    The texts of a batch are decoded together. It adds the columns of a row of `bart-export generate
+    --output`: `generated_text`, `score`, `token_ids`, `sequences` (if several are returned),
+    `truncated`, and `error`, which is null unless the text was refused; the others then are. It
+    replaces such columns of the batch, and keeps all others.
+
+    It is pickled as its arguments; a copy opens the artifact again.
+
+    Args:
+        location: the artifact; see `Generator.from_artifact`.
+        column: the column with the texts.
+        recipe, engine, max_batch_size, memory_budget: see `Generator.from_artifact`.
+        num_threads: threads of the engine; None means as many as the worker's `num_cpus`.
+        truncate, allow_empty, special_tokens, parameters: see `Generator.generate`.
+
+    Raises:
+        ArtifactError: if the artifact cannot be opened.
+        ConfigurationError: if a parameter does not exist or is out of range.
+    """
+
+    def __init__(
+        self,
+        location: str | os.PathLike[str],
+        *,
+        column: str = "text",
+        recipe: str | None = None,
+        engine: str | None = None,
+        num_threads: int | None = None,
+        max_batch_size: int = MAX_BATCH_SIZE,
+        memory_budget: int = MEMORY_BUDGET,
+        truncate: bool = False,
+        allow_empty: bool = False,
+        special_tokens: bool = False,
+        **parameters: Any,
+    ) -> None:
+        opening: dict[str, Any] = {
+            "recipe": recipe, "engine": engine, "max_batch_size": max_batch_size,
+            "memory_budget": memory_budget,
+        }  # fmt: skip
+        calling: dict[str, Any] = {
+            "truncate": truncate, "allow_empty": allow_empty, "special_tokens": special_tokens,
+            **parameters,
+        }  # fmt: skip
+        self.column = column
+        self.copied: Callable[[], BartGenerator] = functools.partial(
+            type(self), location, column=column, num_threads=num_threads, **opening, **calling
+        )
+        if num_threads is None and THREADS in os.environ:
+            num_threads = int(os.environ[THREADS])
+        generator = Generator.from_artifact(location, num_threads=num_threads, **opening)
+        self.schema = schema(generator.settings(**parameters).num_return_sequences)
+        self.generate = functools.partial(
+            generator.generate_iter, return_exceptions=True, **calling
+        )
+
+    def __reduce__(self) -> tuple[Callable[[], "BartGenerator"], tuple[()]]:
+        return self.copied, ()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Return a batch with the columns of the results.
+
+        Raises:
+            InputError: if the batch has another format, or not the column.
+        """
+        columns = list(batch.schema.names if isinstance(batch, pa.Table) else batch)
+        if not isinstance(batch, pa.Table) or self.column not in columns:
+            raise InputError(
+                f'A batch must be a pyarrow.Table (batch_format="pyarrow") with a column '
+                f"{self.column!r} (column=…), received a {type(batch).__name__} with "
+                f"{shown(columns)}."
+            )
+        rows = map(row, self.generate(batch[self.column].to_pylist()))
+        results = pa.Table.from_pylist(list(rows), self.schema)
+        made = batch.drop_columns([name for name in columns if name in RESULT_FIELDS])
+        for field in self.schema:
+            made = made.append_column(field, results[field.name])
+        return made
+
+
+def row(answer: Result | BartExportError) -> dict[str, Any]:
+    """Return the columns of a text's result or error."""
+    if isinstance(answer, BartExportError):
+        return {"error": str(answer)}
+    return answer.to_dict() | {"truncated": answer.truncated}
+
+
+def schema(sequences: int) -> pa.Schema:
+    """Return the columns of results with this many sequences each."""
+    several = {"sequences": pa.list_(pa.struct(SEQUENCE))} if sequences > 1 else {}
+    return pa.schema(SEQUENCE | several | {"truncated": pa.bool_(), "error": pa.string()})
