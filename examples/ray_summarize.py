@@ -1,0 +1,87 @@
+"""Generate from the texts of JSON Lines or Parquet files with Ray Data, into Parquet files.
+
+    python examples/ray_summarize.py artifacts/bart_mini_en texts.jsonl headlines
+
+The rows need a "text" and a unique "id"; all their columns are kept. If the program is interrupted,
+run it again: it continues after the last complete file. The directory OUTPUT.checkpoint has the ids
+that are done; Ray loads them into memory, so numbers are better than long strings.
+"""
+
+import logging
+import os
+
+import click
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send statistics to its makers
+
+
+def location(path: str) -> str:
+    """Return a path that every process finds: an address, or an absolute path."""
+    return path if "://" in path else os.path.abspath(path)
+
+
+@click.command()
+@click.argument("artifact", type=location)
+@click.argument("source", type=location)
+@click.argument("output", type=location)
+@click.option("--workers", default=1, show_default=True, help="Number of processes that generate.")
+@click.option("--threads", default=1, show_default=True, help="Cores of each worker.")
+@click.option(
+    "--rows", default=1024, show_default=True, help="Rows of a file; a worker that dies loses them."
+)
+@click.option("--num-beams", type=int, help="Number of beams; 1 is greedy search.")
+@click.option("--max-length", type=int, help="Maximum number of tokens.")
+@click.option("--address", envvar="RAY_ADDRESS", help="A Ray cluster; default: this machine.")
+def main(
+    artifact: str,
+    source: str,
+    output: str,
+    workers: int,
+    threads: int,
+    rows: int,
+    address: str | None,
+    **parameters: int | None,
+) -> None:
+    """Generate from the rows of SOURCE (JSON Lines, or .parquet) with ARTIFACT into OUTPUT.
+
+    SOURCE is a file or a directory. On a cluster, all machines must find the three at the same
+    place: use a shared file system or an object store.
+    """
+    import pyarrow.dataset
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+    from ray.data.checkpoint import CheckpointConfig
+
+    from bart_export.scale.ray import BartGenerator
+
+    given = {name: value for name, value in parameters.items() if value is not None}
+    # On this machine, two more CPUs than the workers have, on paper: Ray starts the workers first,
+    # and without CPUs left the tasks that read and write would wait forever.
+    cpus = None if address else workers * threads + 2
+    ray.init(address, num_cpus=cpus, logging_level=logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    context = DataContext.get_current()
+    context.max_consecutive_actor_init_deaths = 3  # by default, a worker killed early ends the job
+    context.checkpoint_config = CheckpointConfig(
+        "id", f"{output}.checkpoint", delete_checkpoint_on_success=False
+    )
+    read = ray.data.read_parquet if source.endswith(".parquet") else ray.data.read_json
+    texts = read(source).repartition(target_num_rows_per_block=rows)
+    texts.map_batches(
+        BartGenerator,
+        fn_constructor_kwargs={"location": artifact, **given},
+        compute=ActorPoolStrategy(size=workers),
+        num_cpus=threads,
+        batch_size=min(256, rows),
+        batch_format="pyarrow",
+    ).write_parquet(output)
+
+    results = pyarrow.dataset.dataset(output)
+    refused = results.count_rows(filter=pyarrow.dataset.field("error").is_valid())
+    click.echo(
+        f"{output}: {results.count_rows()} texts, {refused} of them refused; see their error."
+    )
+
+
+if __name__ == "__main__":
+    main()
