@@ -76,17 +76,14 @@ class BartGenerator:
             "truncate": truncate, "allow_empty": allow_empty, "special_tokens": special_tokens,
             **parameters,
         }  # fmt: skip
-        self.column = column
+        self.column, self.calling = column, calling
         self.copied: Callable[[], BartGenerator] = functools.partial(
             type(self), location, column=column, num_threads=num_threads, **opening, **calling
         )
         if num_threads is None and THREADS in os.environ:
             num_threads = int(os.environ[THREADS])
-        generator = Generator.from_artifact(location, num_threads=num_threads, **opening)
-        self.schema = schema(generator.settings(**parameters).num_return_sequences)
-        self.generate = functools.partial(
-            generator.generate_iter, return_exceptions=True, **calling
-        )
+        self.generator = Generator.from_artifact(location, num_threads=num_threads, **opening)
+        self.schema = schema(self.generator.settings(**parameters).num_return_sequences)
 
     def __reduce__(self) -> tuple[Callable[[], "BartGenerator"], tuple[()]]:
         return self.copied, ()
@@ -104,8 +101,9 @@ class BartGenerator:
                 f"{self.column!r} (column=…), received a {type(batch).__name__} with "
                 f"{shown(columns)}."
             )
-        rows = map(row, self.generate(batch[self.column].to_pylist()))
-        results = pa.Table.from_pylist(list(rows), self.schema)
+        texts = batch[self.column].to_pylist()
+        answers = self.generator.generate_iter(texts, return_exceptions=True, **self.calling)
+        results = pa.Table.from_pylist(list(map(row, answers)), self.schema)
         made = batch.drop_columns([name for name in columns if name in RESULT_FIELDS])
         for field in self.schema:
             made = made.append_column(field, results[field.name])

@@ -57,7 +57,7 @@ def test_a_row_has_what_generate_returns_or_the_reason_why_not(location, generat
 
 def test_the_texts_of_a_batch_are_decoded_together(location):
     called = BartGenerator(location, **SETTINGS, min_length=12)
-    scheduler = called.generate.func.__self__.scheduler
+    scheduler = called.generator.scheduler
     steps = []
     step = scheduler.step
     scheduler.step = lambda: steps.append(len(scheduler.running)) or step()
