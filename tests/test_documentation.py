@@ -28,7 +28,8 @@ TEXTS = 8
 ELSEWHERE = {"bart_large_en_cnn", "bart_base_en", "tflite-runtime", "/models/half_plus_two"}
 HERE = [command for command in commands() if not ELSEWHERE & {*command}]
 # Pages on which every command and option is this package's.
-OURS = [page for page in PAGES if page not in ("serving/README.md", "android/README.md")]
+OTHERS = ("serving/README.md", "android/README.md", "docs/guide/scale.md")
+OURS = [page for page in PAGES if page not in OTHERS]
 # Other programs on these pages. The curl commands run in test_clients.py.
 PROGRAMS = {
     "CONTRIBUTING.md": {".", "pre-commit"},

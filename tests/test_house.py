@@ -22,13 +22,15 @@ ROOMS = [path for path in MODULES if path not in (PACKAGE / "__init__.py", PACKA
 
 # The rooms in order: a module imports only from its own and earlier ones. Modules directly in the
 # package are "words".
-ORDER = ("words", "recipes", "artifact", "text", "edgetpu", "runtime", "server", "bench",
+ORDER = ("words", "recipes", "artifact", "text", "edgetpu", "runtime", "server", "scale", "bench",
          "checkpoints", "model", "graph", "convert", "verify", "tune", "report", "export",
          "cli")  # fmt: skip
 # Earlier rooms that a room must not import: makers of files do not depend on their runtimes.
-NOT = dict.fromkeys(("checkpoints", "model", "graph", "convert"), {"runtime", "server", "bench"})
-NOT["verify"] = {"server", "bench"}
-NOT["tune"] = NOT["report"] = {"server"}
+RUN = {"server", "scale", "bench"}
+NOT = dict.fromkeys(("checkpoints", "model", "graph", "convert"), {"runtime", *RUN})
+NOT["verify"] = RUN
+NOT["tune"] = NOT["report"] = RUN - {"bench"}
+NOT["scale"] = {"edgetpu", "server"}
 # The order of the modules inside a room.
 INSIDE = {
     "server": ("options", "status", "messages", "metrics", "servable", "versions",
