@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from bart_export.errors import BartExportError, one_line
 # Exceptions that the clients raise when they parse an unexpected response.
 UNEXPECTED = (TypeError, ValueError, LookupError, AttributeError, AssertionError, RecursionError)
 AGAIN = "Run the same command again; finished files are kept."
+REDIRECTING = threading.RLock()
 SIGN_IN = "sign in with `hf auth login` or set HF_TOKEN"
 
 
@@ -112,12 +114,15 @@ def discard(path: Path) -> None:
 
 @contextlib.contextmanager
 def quiet(library: str) -> Iterator[None]:
-    """Redirect a client's output to stderr, or discard it if stderr is not a terminal."""
+    """Redirect a client's output to stderr, or discard it if stderr is not a terminal.
+
+    One thread at a time: another would restore the streams that the first has redirected.
+    """
     logger = logging.getLogger(library)
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    terminal = sys.stderr is not None and sys.stderr.isatty()
-    with open(os.devnull, "w", encoding="utf-8") as null:
+    with REDIRECTING, open(os.devnull, "w", encoding="utf-8") as null:
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)
+        terminal = sys.stderr is not None and sys.stderr.isatty()
         sink = sys.stderr if terminal else null
         try:
             with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):

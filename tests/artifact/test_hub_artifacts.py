@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from support.hub_processes import outcomes, serving, start
 from support.hub_server import COMMIT, LARGE, Hub
 
 from bart_export.artifact import artifact as artifacts
+from bart_export.artifact import hub_client
 
 FILE, OTHER = "tflite/a.tflite", "tflite/b.tflite"
 CONTENT = bytes(range(256)) * (LARGE // 128)
@@ -228,3 +231,28 @@ def test_links_of_a_snapshot_may_not_lead_elsewhere(done, tmp_path):
     (snapshot / FILE).symlink_to(tmp_path / "outside")
     with pytest.raises(artifacts.ArtifactError, match="leads out of the artifact"):
         artifacts.Artifact.open(snapshot).path(FILE)
+
+
+def test_threads_give_back_the_standard_streams():
+    """A second thread may begin to download before the first has ended."""
+    before, both, first_left = (sys.stdout, sys.stderr), threading.Event(), threading.Event()
+
+    def first():
+        with hub_client.quiet("huggingface_hub"):
+            begun.set()
+            both.wait(0.3)
+        first_left.set()
+
+    def second():
+        with hub_client.quiet("huggingface_hub"):
+            both.set()
+            first_left.wait(30)
+
+    begun = threading.Event()
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    threads[0].start()
+    begun.wait(30)
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert (sys.stdout, sys.stderr) == before
