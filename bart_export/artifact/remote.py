@@ -146,7 +146,7 @@ class UrlStore:
         """Write a file's content to `part`, or raise ArtifactError if it is not the manifest's."""
         digest, size = hashlib.sha256(), 0
         with self.open(name) as source, part.open("xb") as file:
-            while size <= entry.bytes and (chunk := source.read(CHUNK)):
+            while chunk := source.read(min(CHUNK, entry.bytes + 1 - size)):
                 file.write(chunk)
                 digest.update(chunk)
                 size += len(chunk)

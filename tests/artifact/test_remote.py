@@ -102,7 +102,7 @@ def test_the_manifest_decides_whether_the_cache_is_current(remote_one, tmp_path)
         before.path(OTHER)
 
 
-LONGER, SHORTER = CONTENTS[FILE] + b"x", CONTENTS[FILE][:-1]
+LONGER, SHORTER = CONTENTS[FILE] + b"longer", CONTENTS[FILE][:-1]
 DAMAGE = [
     (SHORTER, "it has 4999 bytes, not 5000"),
     (LONGER, "it has at least 5001 bytes, not 5000"),
