@@ -30,6 +30,8 @@ HERE = [command for command in commands() if not ELSEWHERE & {*command}]
 # Pages on which every command and option is this package's.
 OTHERS = ("serving/README.md", "android/README.md", "docs/guide/scale.md")
 OURS = [page for page in PAGES if page not in OTHERS]
+SCALE = "docs/guide/scale.md"
+EXAMPLES = [line for line in command_lines(SCALE) if line.startswith("python examples/")]
 # Other programs on these pages. The curl commands run in test_clients.py.
 PROGRAMS = {
     "CONTRIBUTING.md": {".", "pre-commit"},
@@ -147,6 +149,29 @@ def test_the_python_of_the_hubs_page_runs(hub, mini_artifact, tmp_path):
     (program,) = blocks("python", "docs/guide/hub.md")
     (headline,) = run_program(program, mini_artifact, tmp_path)
     assert headline
+
+
+@pytest.mark.slow
+def test_the_pipeline_of_the_guide_runs(mini_artifact, tmp_path):
+    headline, error = run_program(blocks("python", SCALE)[0], mini_artifact, tmp_path)
+    assert "'id': 1" in headline and "'generated_text': '" in headline
+    assert "'id': 2" in error and "must not be blank" in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", EXAMPLES)
+def test_an_example_of_the_guide_writes_a_row_for_each_text(mini_artifact, tmp_path, line):
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts" / "bart_mini_en").symlink_to(mini_artifact.directory)
+    rows = (ASSETS / "bart_mini_en" / "calibration.jsonl").read_text().splitlines()[-TEXTS:]
+    (tmp_path / "texts.jsonl").write_text("\n".join(rows) + "\n")
+    _, script, *words = shlex.split(line)
+    done = subprocess.run(
+        [sys.executable, ROOT / script, *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    written = sorted(tmp_path.glob("build/headlines*.jsonl"))
+    assert sum(len(path.read_text().splitlines()) for path in written) == TEXTS
 
 
 def test_the_demo_of_the_readme_is_what_it_prints(mini_artifact):

@@ -1,0 +1,212 @@
+"""A Beam pipeline generates what a Generator does, and loses no text."""
+
+import importlib.util
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import apache_beam as beam
+import pyarrow.parquet
+import pytest
+from apache_beam.ml.inference.base import RunInference
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+from bart_export.errors import ConfigurationError, InputError
+from bart_export.runtime.generator import Generator
+from bart_export.scale.beam import BartModelHandler, error_rows, result_row
+
+ROOT = Path(__file__).parents[2]
+HEADLINES = ROOT / "tests/data/mini_model/headlines_4_beams.jsonl"
+TEXTS = [json.loads(line)["text"] for line in HEADLINES.read_text(encoding="utf-8").splitlines()]
+SHORT = [" ".join(text.split()[: 3 + n % 5]) for n, text in enumerate(TEXTS[:24])]
+SETTINGS = {"num_beams": 1, "max_length": 12}
+REFUSED = ["", " \n", "a word " * 500, None, 7, {"id": 1}, {"id": 2, "text": None}]
+
+
+@pytest.fixture(scope="module")
+def location(symmetric_artifact):
+    return str(symmetric_artifact.directory)
+
+
+@pytest.fixture(scope="module")
+def generator(location):
+    with Generator.from_artifact(location, num_threads=1) as generator:
+        yield generator
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Return a function that returns the good and the failed rows, and the metrics."""
+
+    def run(elements, handler, exc_class=InputError, settings=SETTINGS):
+        pipeline = beam.Pipeline(runner=FnApiRunner())
+        infer = RunInference(handler, inference_args=settings)
+        predictions, dead = (
+            pipeline
+            | beam.Create(elements, reshuffle=False)
+            | infer.with_exception_handling(exc_class=exc_class)
+        )
+        letters = (dead.failed_inferences, *dead.failed_postprocessing) | beam.Flatten()
+        for name, rows in (
+            ("good", predictions | beam.Map(result_row)),
+            ("failed", letters | beam.FlatMap(error_rows)),
+        ):
+            sink = beam.io.WriteToText(str(tmp_path / name), num_shards=1)
+            rows | f"Convert {name}" >> beam.Map(json.dumps) | f"Write {name}" >> sink
+        result = pipeline.run()
+        metrics = {
+            each.key.metric.name: each.committed
+            for kind in result.metrics().query().values()
+            for each in kind
+        }
+        return *(rows_of(tmp_path, name) for name in ("good", "failed")), metrics
+
+    return run
+
+
+def rows_of(folder, name):
+    return [
+        json.loads(line)
+        for path in sorted(folder.glob(f"{name}-*"))
+        for line in path.read_text().splitlines()
+    ]
+
+
+def test_the_rows_are_those_of_a_generator_with_the_items_of_their_texts(run, generator, location):
+    elements = [{"id": number, "text": text} for number, text in enumerate(SHORT)]
+    good, failed, metrics = run([*elements, "A plain text."], BartModelHandler(location))
+    texts = [*SHORT, "A plain text."]
+    results = generator.generate(texts, **SETTINGS)
+    wanted = [
+        {**(element if isinstance(element, dict) else {"text": element}), **result.to_dict()}
+        for element, result in zip([*elements, "A plain text."], results, strict=True)
+    ]
+    assert failed == []
+    assert sorted(good, key=json.dumps) == sorted(wanted, key=json.dumps)
+    assert metrics["num_inferences"] == len(texts)
+    assert metrics["generated_tokens"] == sum(len(row["token_ids"]) - 1 for row in wanted)
+    assert metrics["refused_texts"] == 0
+
+
+def test_a_refused_text_is_alone_among_the_dead_letters(run, location):
+    elements = [*({"id": str(number), "text": text} for number, text in enumerate(SHORT[:4]))]
+    elements[2:2] = REFUSED
+    good, failed, metrics = run(elements, BartModelHandler(location))
+    assert sorted(row["id"] for row in good) == ["0", "1", "2", "3"]
+    messages = [row.pop("error") for row in failed]
+    texts = [each if isinstance(each, dict) else {"text": each} for each in REFUSED]
+    assert sorted(failed, key=json.dumps) == sorted(texts, key=json.dumps)
+    assert len([one for one in messages if "must not be blank" in one]) == 2
+    assert len([one for one in messages if "must be a str" in one]) == 4
+    assert metrics["inference_request_batch_size"].max == len(elements)  # one batch
+    assert metrics["refused_texts"] == len(REFUSED)
+
+
+def test_a_refused_text_ends_a_pipeline_that_has_no_place_for_it(location):
+    pipeline = beam.Pipeline(runner=FnApiRunner())
+    texts = pipeline | beam.Create([*SHORT[:2], ""])
+    texts | RunInference(BartModelHandler(location), inference_args=SETTINGS)
+    with pytest.raises(Exception, match="A text must not be blank"):
+        pipeline.run()
+
+
+def test_parameters_outside_their_range_end_a_pipeline(run, location):
+    with pytest.raises(Exception, match="num_beams must be"):
+        run(SHORT[:2], BartModelHandler(location), settings={"num_beams": 0})
+
+
+class ClosedHandler(BartModelHandler):
+    """Its engine fails."""
+
+    def load_model(self):
+        generator = super().load_model()
+        generator.close()
+        return generator
+
+
+def test_an_engines_error_fails_the_batch_once(run, location):
+    with pytest.raises(Exception, match="The Generator was closed"):
+        run([*SHORT[:3], ""], ClosedHandler(location))
+    good, failed, _ = run([*SHORT[:3], ""], ClosedHandler(location), exc_class=Exception)
+    assert good == []
+    assert sorted(row["text"] for row in failed) == ["", *sorted(SHORT[:3])]
+    assert all("EngineError" in row["error"] for row in failed)
+
+
+def test_batches_are_bounded_by_tokens(run, location):
+    texts = [letter * 4 * 255 for letter in "abcdefgh"] + ["i" * 8000]
+    handler = BartModelHandler(location, batch_tokens=1024)
+    good, failed, metrics = run(texts, handler, settings={**SETTINGS, "truncate": True})
+    assert (len(good), failed) == (9, [])
+    assert metrics["inference_request_batch_size"].max == 4
+    assert metrics["inference_request_batch_size"].min == 1  # the longest has a batch to itself
+    assert metrics["inference_request_batch_size"].count == 3
+    with pytest.raises(ConfigurationError, match="batch_tokens must be an integer of at least"):
+        BartModelHandler(location, batch_tokens=1023)
+
+
+def test_a_handler_is_plain_values(location):
+    handler = BartModelHandler(location, recipe="float32", num_threads=2)
+    copy = pickle.loads(pickle.dumps(handler))
+    assert vars(copy) == vars(handler)
+    with copy.load_model() as model:
+        assert model.generate(SHORT[0], **SETTINGS).text
+    assert vars(copy) == vars(handler)
+    assert not copy.share_model_across_processes()
+
+
+def test_a_models_refresh_opens_the_other_artifact(location, tmp_path):
+    handler = BartModelHandler(location)
+    handler.update_model_path("")  # Beam's path before the first refresh
+    assert handler.location == location
+    other = str(shutil.copytree(location, tmp_path / "other"))
+    handler.update_model_path(other)
+    with handler.load_model() as model:
+        (prediction,) = handler.run_inference(SHORT[:1], model, SETTINGS)
+        assert prediction.inference.token_ids == model.generate(SHORT[0], **SETTINGS).token_ids
+    assert prediction.model_id == other
+    assert other in model.source
+
+
+@pytest.fixture(scope="module")
+def example():
+    """Return the example as a module."""
+    spec = importlib.util.spec_from_file_location(
+        "beam_summarize", ROOT / "examples/beam_summarize.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_example_replaces_its_files_and_keeps_what_it_cannot_read(
+    example, location, generator, tmp_path
+):
+    lines = [json.dumps({"id": n, "text": text}) for n, text in enumerate(SHORT[:6])]
+    lines[3:3] = ["{", '{"id": 7, "text": ""}', "\ud800".encode("utf-8", "surrogatepass")]
+    encoded = [line if isinstance(line, bytes) else line.encode() for line in lines]
+    (tmp_path / "texts.jsonl").write_bytes(b"\n".join(encoded) + b"\n")
+    flags = ["--runner=FnApiRunner", "--shards=2", f"--failed={tmp_path / 'failed.jsonl'}"]
+
+    def summarize(name, suffix):
+        output = f"--output={tmp_path / name}{suffix}"
+        example.main([location, f"--input={tmp_path}/texts.jsonl", output, *flags])
+        return sorted(path.name for path in tmp_path.glob(f"{name}-*"))
+
+    for _ in range(2):
+        names = ["headlines-00000-of-00002.jsonl", "headlines-00001-of-00002.jsonl"]
+        assert summarize("headlines", ".jsonl") == names
+        rows = {row["id"]: row for row in rows_of(tmp_path, "headlines")}
+        assert len(rows_of(tmp_path, "headlines")) == len(rows) == 6
+        for number, result in enumerate(generator.generate(SHORT[:6])):
+            assert rows[number] == {"id": number, "text": SHORT[number], **result.to_dict()}
+        failed = rows_of(tmp_path, "failed")
+        assert [row.get("id") for row in failed if row["text"] == ""] == [7]
+        assert {row["text"] for row in failed} == {"", "b'{'", "b'\\xed\\xa0\\x80'"}
+    summarize("table", ".parquet")
+    tables = [pyarrow.parquet.read_table(path) for path in tmp_path.glob("table-*")]
+    table = [row for table in tables for row in table.to_pylist()]
+    assert {row["id"]: row["generated_text"] for row in table} == {
+        str(number): row["generated_text"] for number, row in rows.items()
+    }

@@ -1,0 +1,126 @@
+"""Measures Beam's worker processes: texts a second, and memory of each.
+
+    python tools/measure_beam.py ARTIFACT TEXTS.jsonl --workers 1 --workers 2
+
+Rates are those of the time from the first batch's beginning to the last one's end: they leave out
+the start of Beam and of its processes. The baseline is one process with --threads threads.
+"""
+
+import argparse
+import json
+import logging
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import apache_beam as beam
+from apache_beam.ml.inference.base import RunInference
+from apache_beam.options.pipeline_options import PipelineOptions
+from measuring import command
+from rich.table import Table
+
+from bart_export.bench.measurements import process_memory
+from bart_export.runtime.generator import Generator
+from bart_export.scale.beam import BartModelHandler
+
+MIB = 1 << 20
+
+
+class MeasuredHandler(BartModelHandler):
+    """Writes the time of each batch, and the process's private memory, to a file per process."""
+
+    def __init__(self, location, folder, **settings):
+        super().__init__(location, **settings)
+        self.folder = folder
+
+    def write(self, **record):
+        record["private"], _ = process_memory()
+        with open(f"{self.folder}/{os.getpid()}.jsonl", "a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def load_model(self):
+        import ai_edge_litert.compiled_model  # noqa: F401 - before the memory is read
+
+        self.write()
+        return super().load_model()
+
+    def run_inference(self, batch, model, inference_args=None):
+        began = time.time()
+        predictions = super().run_inference(batch, model, inference_args)
+        self.write(began=began, ended=time.time(), texts=len(batch))
+        return predictions
+
+
+def rows_of(folder):
+    """Return the records of each process that had a batch."""
+    paths = Path(folder).glob("*.jsonl")
+    read = [list(map(json.loads, path.read_text().splitlines())) for path in paths]
+    return [records for records in read if len(records) > 1]
+
+
+def measure(artifact, texts, workers, **settings):
+    """Run a pipeline with worker processes, and return its rate and memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = PipelineOptions(
+            runner="FnApiRunner",
+            direct_running_mode="multi_processing",
+            direct_num_workers=workers,
+        )
+        handler = MeasuredHandler(artifact, folder, **settings)
+        with beam.Pipeline(options=options) as pipeline:
+            pipeline | beam.Create(texts) | beam.Reshuffle() | RunInference(handler)
+        processes = rows_of(folder)
+    batches = [batch for records in processes for batch in records[1:]]
+    seconds = max(batch["ended"] for batch in batches) - min(batch["began"] for batch in batches)
+    assert sum(batch["texts"] for batch in batches) == len(texts)
+    return {
+        "processes": len(processes),
+        "batches": len(batches),
+        "texts_per_second": len(texts) / seconds,
+        "private_mib": [
+            (max(batch["private"] for batch in records) - records[0]["private"]) / MIB
+            for records in processes
+        ],
+    }
+
+
+def compare(arguments):
+    logging.getLogger().setLevel(logging.ERROR)
+    texts = [json.loads(line)["text"] for line in arguments.texts.open()][: arguments.count]
+    texts = (texts * (arguments.count // len(texts) + 1))[: arguments.count]
+    report = {"artifact": str(arguments.artifact), "texts": len(texts), "rows": []}
+    settings = {"recipe": arguments.recipe}
+    for threads in arguments.threads:
+        with Generator.from_artifact(
+            arguments.artifact, num_threads=threads, **settings
+        ) as generator:
+            generator.generate(texts[:8])
+            began = time.perf_counter()
+            generator.generate(texts)
+            rate = len(texts) / (time.perf_counter() - began)
+        name = f"one process, {threads} threads"
+        report["rows"].append({"name": name, "texts_per_second": rate, "private_mib": []})
+    for workers in arguments.workers:
+        measured = measure(str(arguments.artifact), texts, workers, **settings)
+        report["rows"].append({"name": f"Beam, {workers} workers, 1 thread", **measured})
+    return report
+
+
+def table(report):
+    made = Table("", "texts a second", "private MiB of each worker")
+    for row in report["rows"]:
+        memory = ", ".join(f"{one:.0f}" for one in row["private_mib"])
+        made.add_row(row["name"], f"{row['texts_per_second']:.0f}", memory)
+    return made
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("artifact", type=Path)
+    parser.add_argument("texts", type=Path, help='JSON Lines with a "text"')
+    parser.add_argument("--recipe")
+    parser.add_argument("--count", type=int, default=2000, help="texts, which are repeated")
+    parser.add_argument("--workers", type=int, action="append", required=True)
+    parser.add_argument("--threads", type=int, action="append", default=[])
+    command(parser, compare, table)
