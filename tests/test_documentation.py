@@ -31,7 +31,7 @@ HERE = [command for command in commands() if not ELSEWHERE & {*command}]
 OTHERS = ("serving/README.md", "android/README.md", "docs/guide/scale.md")
 OURS = [page for page in PAGES if page not in OTHERS]
 SCALE = "docs/guide/scale.md"
-EXAMPLES = [line for line in command_lines(SCALE) if line.startswith("python examples/")]
+EXAMPLES = [line for line in command_lines(SCALE) if line.startswith("python examples/beam")]
 # Other programs on these pages. The curl commands run in test_clients.py.
 PROGRAMS = {
     "CONTRIBUTING.md": {".", "pre-commit"},
@@ -152,15 +152,16 @@ def test_the_python_of_the_hubs_page_runs(hub, mini_artifact, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_pipeline_of_the_guide_runs(mini_artifact, tmp_path):
-    headline, error = run_program(blocks("python", SCALE)[0], mini_artifact, tmp_path)
+def test_the_beam_pipeline_of_the_guide_runs(mini_artifact, tmp_path):
+    (program,) = (code for code in blocks("python", SCALE) if "beam.Pipeline" in code)
+    headline, error = run_program(program, mini_artifact, tmp_path)
     assert "'id': 1" in headline and "'generated_text': '" in headline
     assert "'id': 2" in error and "must not be blank" in error
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("line", EXAMPLES)
-def test_an_example_of_the_guide_writes_a_row_for_each_text(mini_artifact, tmp_path, line):
+def test_a_beam_example_of_the_guide_writes_a_row_for_each_text(mini_artifact, tmp_path, line):
     (tmp_path / "artifacts").mkdir()
     (tmp_path / "artifacts" / "bart_mini_en").symlink_to(mini_artifact.directory)
     rows = (ASSETS / "bart_mini_en" / "calibration.jsonl").read_text().splitlines()[-TEXTS:]

@@ -3,7 +3,8 @@
     python tools/measure_beam.py ARTIFACT TEXTS.jsonl --workers 1 --workers 2
 
 Rates are those of the time from the first batch's beginning to the last one's end: they leave out
-the start of Beam and of its processes. The baseline is one process with --threads threads.
+the start of Beam and of its processes. Memory is what no other process has mapped, without that of
+a worker that has imported Beam, this package and LiteRT.
 """
 
 import argparse
@@ -20,11 +21,12 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from measuring import command
 from rich.table import Table
 
-from bart_export.bench.measurements import process_memory
+from bart_export.bench.measurements import host, process_memory
 from bart_export.runtime.generator import Generator
 from bart_export.scale.beam import BartModelHandler
 
 MIB = 1 << 20
+ONE = "one process with two threads"
 
 
 class MeasuredHandler(BartModelHandler):
@@ -87,31 +89,27 @@ def measure(artifact, texts, workers, **settings):
 
 def compare(arguments):
     logging.getLogger().setLevel(logging.ERROR)
-    texts = [json.loads(line)["text"] for line in arguments.texts.open()][: arguments.count]
+    lines = arguments.texts.read_text(encoding="utf-8").splitlines()
+    texts = [" ".join(json.loads(line)["text"].split()[: arguments.words]) for line in lines]
     texts = (texts * (arguments.count // len(texts) + 1))[: arguments.count]
-    report = {"artifact": str(arguments.artifact), "texts": len(texts), "rows": []}
-    settings = {"recipe": arguments.recipe}
-    for threads in arguments.threads:
-        with Generator.from_artifact(
-            arguments.artifact, num_threads=threads, **settings
-        ) as generator:
-            generator.generate(texts[:8])
-            began = time.perf_counter()
-            generator.generate(texts)
-            rate = len(texts) / (time.perf_counter() - began)
-        name = f"one process, {threads} threads"
-        report["rows"].append({"name": name, "texts_per_second": rate, "private_mib": []})
+    artifact = str(arguments.artifact)
+    with Generator.from_artifact(artifact, recipe=arguments.recipe, num_threads=2) as generator:
+        generator.generate(texts[:8])
+        began = time.perf_counter()
+        list(generator.generate_iter(texts))
+        rate = len(texts) / (time.perf_counter() - began)
+    rows = [{"name": ONE, "texts_per_second": rate, "private_mib": []}]
     for workers in arguments.workers:
-        measured = measure(str(arguments.artifact), texts, workers, **settings)
-        report["rows"].append({"name": f"Beam, {workers} workers, 1 thread", **measured})
-    return report
+        measured = measure(artifact, texts, workers, recipe=arguments.recipe)
+        rows.append({"name": f"Beam, {workers} workers with one thread", **measured})
+    return {"machine": host().to_dict(), "artifact": artifact, "texts": len(texts), "rows": rows}
 
 
 def table(report):
     made = Table("", "texts a second", "private MiB of each worker")
     for row in report["rows"]:
         memory = ", ".join(f"{one:.0f}" for one in row["private_mib"])
-        made.add_row(row["name"], f"{row['texts_per_second']:.0f}", memory)
+        made.add_row(row["name"], f"{row['texts_per_second']:.1f}", memory)
     return made
 
 
@@ -120,7 +118,7 @@ if __name__ == "__main__":
     parser.add_argument("artifact", type=Path)
     parser.add_argument("texts", type=Path, help='JSON Lines with a "text"')
     parser.add_argument("--recipe")
+    parser.add_argument("--words", type=int, default=40, help="words of each text that are used")
     parser.add_argument("--count", type=int, default=2000, help="texts, which are repeated")
     parser.add_argument("--workers", type=int, action="append", required=True)
-    parser.add_argument("--threads", type=int, action="append", default=[])
     command(parser, compare, table)
