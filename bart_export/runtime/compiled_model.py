@@ -14,6 +14,7 @@ import importlib.metadata
 import math
 import os
 import pathlib
+import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes.table import LITERT
 from bart_export.runtime.batch import Rows
 from bart_export.runtime.caches import copy_rows, move_slots, write_draft, write_entries
-from bart_export.runtime.engine import FileEngine, thread_count
+from bart_export.runtime.engine import FileEngine, processor_features, thread_count
 from bart_export.runtime.sizing import FloatArray, IntArray, sizing_of
 
 Native = Any  # an object from a library without type hints
@@ -41,6 +42,24 @@ ENVIRONMENTS: list[Native] = []
 def litert_version() -> str:
     """Return LiteRT's name and version."""
     return f"{LITERT} {importlib.metadata.version(LITERT)}"
+
+
+# What LiteRT 2.3's GPU library was compiled for, on 64-bit ARM, in the words of /proc/cpuinfo.
+GPU_LIBRARY = "libLiteRtWebGpuAccelerator.so"
+NEEDED = {"aes", "asimddp", "asimdhp", "asimdrdm", "atomics", "crc32", "lrcpc", "sha2"}
+
+
+def has_compiled_model() -> bool:
+    """Return whether LiteRT can create a `CompiledModel` on this processor.
+
+    LiteRT loads its GPU library for any of them. It ends the process on processors that lack one of
+    the features it was compiled for, such as a Raspberry Pi 4's.
+    """
+    if platform.machine() != "aarch64" or NEEDED.issubset(processor_features().split()):
+        return True
+    import ai_edge_litert
+
+    return not pathlib.Path(ai_edge_litert.__file__).with_name(GPU_LIBRARY).exists()
 
 
 def open_compiled_model(
@@ -79,6 +98,11 @@ def open_model(path: pathlib.Path, num_threads: int | None, weight_cache: str) -
     except ImportError:
         raise MissingExtra("Running a .tflite file", LITERT, "") from None
 
+    if not has_compiled_model():
+        raise EngineError(
+            f"LiteRT cannot open {path}: on this processor, its {GPU_LIBRARY} ends the process. "
+            "Delete that library from the package ai_edge_litert: only GPUs need it."
+        )
     threads = thread_count(num_threads)
     cpu = CpuOptions(num_threads=threads, xnnpack_weight_cache_path=weight_cache)
     options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)

@@ -5,6 +5,7 @@ returns logits and the next. A `Decoding` is valid for one step, because the nex
 buffers. `batch` decodes several sources together.
 """
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
@@ -144,3 +145,10 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def processor_features() -> str:
+    """Return the line of /proc/cpuinfo with a processor's features, or "" if there is none."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        return next((line for line in file if line.startswith(("flags", "Features"))), "")
+    return ""

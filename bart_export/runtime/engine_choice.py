@@ -8,14 +8,17 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
+import pathlib
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from bart_export import __version__, contract
 from bart_export.artifact import stamps
 from bart_export.artifact.artifact import Artifact, check_readable_by_all
 from bart_export.artifact.manifest import TfliteEntry
+from bart_export.config import BartConfig
+from bart_export.contract import Bucket
 from bart_export.edgetpu import parts
 from bart_export.errors import (
     ArtifactError,
@@ -25,9 +28,14 @@ from bart_export.errors import (
     lookup,
 )
 from bart_export.recipes.table import DEFAULT, LITERT, TFLITE_RUNTIME
-from bart_export.runtime.compiled_model import open_compiled_model
+from bart_export.runtime.compiled_model import has_compiled_model, open_compiled_model
 from bart_export.runtime.edgetpu import open_edgetpu
-from bart_export.runtime.engine import Expected, FileEngine, default_threads, expected_signatures
+from bart_export.runtime.engine import (
+    Expected,
+    FileEngine,
+    default_threads,
+    expected_signatures,
+)
 from bart_export.runtime.interpreter import open_interpreter
 from bart_export.runtime.weight_cache import open_with_cache
 
@@ -50,11 +58,27 @@ class EngineKind:
     target: str = "tflite"
 
 
+def open_litert(
+    path: pathlib.Path,
+    config: BartConfig,
+    buckets: Sequence[Bucket],
+    *,
+    num_threads: int,
+    weight_cache: str = "",
+) -> FileEngine:
+    """Open a file on LiteRT's `CompiledModel` or, where there is none, on its `Interpreter`."""
+    if not has_compiled_model():
+        return open_interpreter(path, config, buckets, num_threads=num_threads, interpreter=LITERT)
+    return open_compiled_model(
+        path, config, buckets, num_threads=num_threads, weight_cache=weight_cache
+    )
+
+
 # The first installed engine is the default.
 ENGINES = {
     kind.name: kind
     for kind in (
-        EngineKind(LITERT, LITERT, "", open_compiled_model),
+        EngineKind(LITERT, LITERT, "", open_litert),
         EngineKind(TFLITE_RUNTIME, TFLITE_RUNTIME, "legacy-runtime", open_interpreter, False),
         EngineKind(parts.TARGET, LITERT, "", open_edgetpu, target=parts.TARGET),
     )

@@ -23,6 +23,7 @@ from bart_export.artifact import stamps
 from bart_export.artifact.artifact import CACHE, Artifact, sha256
 from bart_export.errors import EngineError
 from bart_export.runtime.compiled_model import litert_version
+from bart_export.runtime.engine import processor_features
 
 Opened = TypeVar("Opened")
 
@@ -83,9 +84,7 @@ def places(artifact: Artifact, name: str) -> Iterator[pathlib.Path]:
 
 def fingerprint(library: str) -> str:
     """Return a short hash of the library and processor, which determine how weights are packed."""
-    processor = platform.machine()
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        processor += next((line for line in file if line.startswith(("flags", "Features"))), "")
+    processor = platform.machine() + processor_features()
     return hashlib.sha256(f"{library}\n{processor}".encode()).hexdigest()[:8]
 
 

@@ -1,6 +1,7 @@
 """Which engine opens a file, and why another does not."""
 
 import dataclasses
+import platform
 import sys
 
 import pytest
@@ -8,7 +9,9 @@ from support.made_up_artifacts import entry
 
 from bart_export.errors import ConfigurationError, EngineError, MissingExtra
 from bart_export.recipes.table import LITERT, RECIPES, TFLITE_RUNTIME
+from bart_export.runtime.compiled_model import CompiledModelBackend, open_compiled_model
 from bart_export.runtime.engine_choice import ENGINES, engine_for, open_engine
+from bart_export.runtime.interpreter import InterpreterBackend
 
 INT8, TENSORWISE, FLOAT32 = (
     f"tflite/{recipe}.tflite"
@@ -97,3 +100,50 @@ def test_a_small_model_takes_one_thread_and_a_larger_one_all_cores(symmetric_art
         for requested in (None, 3):
             open_engine(artifact, FLOAT32, LITERT, num_threads=requested)
     assert asked == [1, 3, 6, 3, 6, 3]
+
+
+CORTEX_A72 = "Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid\n"
+NEOVERSE_N1 = CORTEX_A72 + " atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp\n"
+
+
+@pytest.fixture
+def emulate(monkeypatch):
+    """Return a function that pretends to have another processor."""
+
+    def pretend(machine, features):
+        monkeypatch.setattr(platform, "machine", lambda: machine)
+        name = "bart_export.runtime.compiled_model.processor_features"
+        monkeypatch.setattr(name, lambda: features)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("machine", "features", "backend"),
+    [
+        ("aarch64", NEOVERSE_N1, CompiledModelBackend),
+        ("aarch64", NEOVERSE_N1.replace("asimddp", ""), InterpreterBackend),
+        ("aarch64", CORTEX_A72, InterpreterBackend),
+        ("aarch64", "", InterpreterBackend),
+        ("arm64", "", CompiledModelBackend),  # macOS
+        ("x86_64", "flags\t\t: fpu vme\n", CompiledModelBackend),
+    ],
+)
+def test_a_processor_that_litert_s_gpu_library_ends_gets_an_interpreter(
+    symmetric_artifact, emulate, machine, features, backend
+):
+    emulate(machine, features)
+    engine = open_engine(symmetric_artifact, FLOAT32)
+    assert isinstance(engine.backend, backend)
+    assert engine.start([0, 5, 2], 1, 4)
+
+
+def test_a_compiled_model_is_refused_where_it_would_end_the_process(
+    symmetric_artifact, emulate, monkeypatch
+):
+    emulate("aarch64", CORTEX_A72)
+    opening = symmetric_artifact.path(FLOAT32), symmetric_artifact.config
+    with pytest.raises(EngineError, match=r"Delete that library .*: only GPUs need it"):
+        open_compiled_model(*opening, num_threads=1)
+    monkeypatch.setattr("bart_export.runtime.compiled_model.GPU_LIBRARY", "libDeleted.so")
+    open_compiled_model(*opening, num_threads=1).close()
