@@ -12,7 +12,9 @@ WORKERS ?= 2
 VENV := .venv
 LEGACY_VENV := .venv-legacy
 ARTIFACT := artifacts/bart_mini_en
-LEGACY_ARTIFACTS := build/legacy_artifacts
+# An artifact with every recipe, for test-legacy and test-arm.
+EVERY_RECIPE := build/every_recipe/bart_mini_en
+ARM := build/arm
 ANDROID_BUILD := $(CURDIR)/build/android
 PYTEST = $(VENV)/bin/pytest -q --numprocesses $(WORKERS) --dist loadfile
 # Warnings, such as broken links and malformed docstrings, are errors.
@@ -24,8 +26,8 @@ TEXT = $$(sed -n 's/^> //p' README.md)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo demo-serving test test-python lint docs test-slow test-legacy test-android bench-android \
-    clean
+.PHONY: help demo demo-serving test test-python lint docs test-slow test-legacy test-arm test-android \
+    bench-android clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -67,11 +69,13 @@ docs: $(VENV)/installed-docs ## build the documentation into build/docs
 test-slow: $(VENV)/installed-test ## slow tests, which take minutes
 	@$(PYTEST) -m slow
 
-test-legacy: $(VENV)/installed-export $(LEGACY_VENV)/installed ## test an artifact on tflite-runtime 2.14, without TensorFlow
-	@echo "Exporting bart_mini_en with every recipe ..."
-	@$(VENV)/bin/bart-export --preset bart_mini_en --target tflite --recipe all \
-	    --output $(LEGACY_ARTIFACTS)/bart_mini_en
-	@BART_EXPORT_ARTIFACTS=$(LEGACY_ARTIFACTS) $(LEGACY_VENV)/bin/pytest -q tests/legacy
+test-legacy: $(EVERY_RECIPE)/manifest.json $(LEGACY_VENV)/installed ## test an artifact on tflite-runtime 2.14, without TensorFlow
+	@BART_EXPORT_ARTIFACT=$(EVERY_RECIPE) $(LEGACY_VENV)/bin/pytest -q tests/legacy
+
+test-arm: $(VENV)/installed-test $(EVERY_RECIPE)/manifest.json $(LEGACY_VENV)/installed ## test an artifact on emulated ARM; needs Debian 12 and qemu-user-static
+	@$(VENV)/bin/python tools/arm_root.py --output $(ARM)
+	@BART_EXPORT_ARTIFACT=$(EVERY_RECIPE) BART_EXPORT_ARM=$(ARM) \
+	    BART_EXPORT_LEGACY_PYTHON=$(LEGACY_VENV)/bin/python $(VENV)/bin/pytest -q tests/arm
 
 test-android: $(VENV)/installed-test ## compile android/ and test it with the real model; needs JDK 17 and Maven
 	@$(VENV)/bin/python tools/android_fixtures.py --output $(ANDROID_BUILD)
@@ -86,6 +90,11 @@ clean: ## remove environments, builds and caches, but not exports
 	@rm -rf $(VENV) $(LEGACY_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	@rm -rf android/ci/*/target
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(EVERY_RECIPE)/manifest.json: $(VENV)/installed-export $(shell find bart_export -name '*.py')
+	@echo "Exporting bart_mini_en with every recipe ..."
+	@$(VENV)/bin/bart-export --preset bart_mini_en --target tflite --recipe all \
+	    --output $(EVERY_RECIPE)
 
 # Reinstalls only if pyproject.toml is newer than the last installation.
 $(VENV)/installed-%: pyproject.toml | $(VENV)/bin/python

@@ -1,7 +1,7 @@
 """An artifact on tflite-runtime 2.14, without TensorFlow: `make test-legacy` runs this.
 
-BART_EXPORT_ARTIFACTS names a directory with an artifact of bart_mini_en that has every recipe,
-exported elsewhere. Where the variable is set nothing is skipped.
+BART_EXPORT_ARTIFACT names an artifact of bart_mini_en that has every recipe, exported elsewhere. If
+the variable is set, nothing is skipped.
 """
 
 import json
@@ -22,10 +22,10 @@ from bart_export.runtime.generator import Generator
 from bart_export.runtime.interpreter import InterpreterBackend, open_interpreter
 from bart_export.runtime.search import run, search
 
-if "BART_EXPORT_ARTIFACTS" not in os.environ:
+if "BART_EXPORT_ARTIFACT" not in os.environ:
     pytest.skip("only `make test-legacy` exports for tflite-runtime", allow_module_level=True)
 
-ARTIFACT = pathlib.Path(os.environ["BART_EXPORT_ARTIFACTS"]) / "bart_mini_en"
+ARTIFACT = pathlib.Path(os.environ["BART_EXPORT_ARTIFACT"])
 RIGHT = {recipe.name: recipe.runtimes for recipe in RECIPES.values()}
 # Recipe -> what tflite-runtime says of an operator that it does not have.
 UNABLE = {
