@@ -3,8 +3,8 @@
     python tools/measure_beam.py ARTIFACT TEXTS.jsonl --workers 1 --workers 2
 
 Rates are those of the time from the first batch's beginning to the last one's end: they leave out
-the start of Beam and of its processes. Memory is what no other process has mapped, without that of
-a worker that has imported Beam, this package and LiteRT.
+the start of Beam and of its processes. Memory is without the pages of files, which processes share,
+and without that of a worker that has imported Beam, this package and LiteRT.
 """
 
 import argparse
@@ -18,10 +18,10 @@ from pathlib import Path
 import apache_beam as beam
 from apache_beam.ml.inference.base import RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
-from measuring import command
+from measuring import anonymous_bytes, command
 from rich.table import Table
 
-from bart_export.bench.measurements import host, process_memory
+from bart_export.bench.measurements import host
 from bart_export.runtime.generator import Generator
 from bart_export.scale.beam import BartModelHandler
 
@@ -30,14 +30,14 @@ ONE = "one process with two threads"
 
 
 class MeasuredHandler(BartModelHandler):
-    """Writes the time of each batch, and the process's private memory, to a file per process."""
+    """Writes the time of each batch, and the process's memory, to a file per process."""
 
     def __init__(self, location, folder, **settings):
         super().__init__(location, **settings)
         self.folder = folder
 
     def write(self, **record):
-        record["private"], _ = process_memory()
+        record["bytes"] = anonymous_bytes()
         with open(f"{self.folder}/{os.getpid()}.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
 
@@ -80,8 +80,8 @@ def measure(artifact, texts, workers, **settings):
         "processes": len(processes),
         "batches": len(batches),
         "texts_per_second": len(texts) / seconds,
-        "private_mib": [
-            (max(batch["private"] for batch in records) - records[0]["private"]) / MIB
+        "worker_mib": [
+            (max(batch["bytes"] for batch in records) - records[0]["bytes"]) / MIB
             for records in processes
         ],
     }
@@ -98,7 +98,7 @@ def compare(arguments):
         began = time.perf_counter()
         list(generator.generate_iter(texts))
         rate = len(texts) / (time.perf_counter() - began)
-    rows = [{"name": ONE, "texts_per_second": rate, "private_mib": []}]
+    rows = [{"name": ONE, "texts_per_second": rate, "worker_mib": []}]
     for workers in arguments.workers:
         measured = measure(artifact, texts, workers, recipe=arguments.recipe)
         rows.append({"name": f"Beam, {workers} workers with one thread", **measured})
@@ -106,9 +106,9 @@ def compare(arguments):
 
 
 def table(report):
-    made = Table("", "texts a second", "private MiB of each worker")
+    made = Table("", "texts a second", "MiB of each worker")
     for row in report["rows"]:
-        memory = ", ".join(f"{one:.0f}" for one in row["private_mib"])
+        memory = ", ".join(f"{one:.0f}" for one in row["worker_mib"])
         made.add_row(row["name"], f"{row['texts_per_second']:.1f}", memory)
     return made
 

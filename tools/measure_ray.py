@@ -8,7 +8,7 @@ process with two threads, without Ray, and by two workers of Ray Data with one t
 is not counted: a run of the workers lasts from the beginning of the first batch to the end of the
 last. Runs take turns. Figures are medians.
 
-Memory is what no other process has mapped. A worker's is shown without that of a worker that has
+Memory is without the pages of files, which processes share, and without that of a worker that has
 only imported Ray, pyarrow, this package and LiteRT; after opening, and the largest after a batch.
 """
 
@@ -24,21 +24,15 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 import pyarrow as pa
 import ray
-from measuring import PAUSE, command
+from measuring import PAUSE, anonymous_bytes, command
 from rich.table import Table
 
-from bart_export.bench.measurements import host, process_memory
+from bart_export.bench.measurements import host
 from bart_export.runtime import Generator
 from bart_export.scale.ray import BartGenerator
 
 WORKERS = 2
 ONE, TWO = "one process, two threads", "two workers of Ray, one thread each"
-
-
-def private_bytes() -> int:
-    """Return the private bytes of this process."""
-    memory = process_memory()
-    return 0 if memory is None else memory[0]
 
 
 class Measured(BartGenerator):
@@ -47,9 +41,9 @@ class Measured(BartGenerator):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         import ai_edge_litert.compiled_model  # noqa: F401
 
-        self.imported = private_bytes()
+        self.imported = anonymous_bytes()
         super().__init__(*arguments, **options)
-        self.opened = private_bytes()
+        self.opened = anonymous_bytes()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Return one row for a batch; times are in seconds."""
@@ -58,7 +52,7 @@ class Measured(BartGenerator):
         assert answered["error"].null_count == batch.num_rows
         return pa.Table.from_pylist([{
             "began": began, "ended": time.time(), "imported": self.imported,
-            "opened": self.opened, "generated": private_bytes(),
+            "opened": self.opened, "generated": anonymous_bytes(),
         }])  # fmt: skip
 
 
