@@ -4,9 +4,10 @@
         --output build/headlines.jsonl --failed build/failed.jsonl --shards 4 \\
         --direct_running_mode=multi_processing --direct_num_workers=2
 
-The input is .txt with a text per line, or .jsonl with objects that have a "text"; the output .jsonl
-or .parquet. Texts that cannot be summarized are in the --failed files, with an "error". Paths and
-the artifact may be on any file system of Beam. All other options are those of Beam's runner.
+The input is .txt with a text per line, or .jsonl with objects that have a "text"; the output is
+.jsonl, or .parquet with the columns id, text, generated_text, score and error. Texts that cannot be
+summarized are in the --failed files, with an "error". Paths and the artifact may be on any file
+system of Beam. All other options are those of Beam's runner.
 
 The files are named after the number of shards, as in headlines-00003-of-00004.jsonl. Beam writes
 temporary files, and renames them when the pipeline has ended: a failed run leaves no output, and a
@@ -24,15 +25,17 @@ import pyarrow
 from apache_beam.ml.inference.base import RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from bart_export.documents import parse_json
 from bart_export.errors import InputError
 from bart_export.scale.beam import BartModelHandler, Row, error_rows, result_row
 
-READERS = {".jsonl": json.loads, ".txt": lambda line: {"text": line.decode()}}
+READERS = {".jsonl": parse_json, ".txt": lambda line: {"text": line.decode()}}
 COLUMNS = {
     "id": pyarrow.string(),
     "text": pyarrow.string(),
     "generated_text": pyarrow.string(),
     "score": pyarrow.float64(),
+    "error": pyarrow.string(),
 }
 
 
@@ -80,10 +83,9 @@ def write(rows: beam.PCollection, path: str, shards: int) -> None:
 
 def columns(row: Row) -> Row:
     """Return the values of `COLUMNS` in a row."""
-    texts = {name: str(row[name]) for name in ("id", "text", "generated_text") if name in row}
-    # A lone surrogate, which JSON may have, cannot be written.
-    encodable = {name: text.encode("utf-8", "replace").decode() for name, text in texts.items()}
-    return {**dict.fromkeys(COLUMNS), "score": row["score"], **encodable}
+    strings = COLUMNS.keys() - {"score"}
+    texts = {name: str(value) for name, value in row.items() if name in strings}
+    return {**dict.fromkeys(COLUMNS), "score": row.get("score"), **texts}
 
 
 if __name__ == "__main__":

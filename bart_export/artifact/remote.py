@@ -95,7 +95,8 @@ class HubStore:
 class UrlStore:
     """An artifact at a URL that fsspec can open, with a copy in this user's cache.
 
-    The copy is in a directory that is named by the manifest's hash, so it is never out of date.
+    The copy is in a directory that is named by the manifest's hash, so that of another version does
+    not replace it.
     """
 
     def __init__(self, url: str) -> None:
@@ -104,7 +105,7 @@ class UrlStore:
         with self.reading(MANIFEST):
             self.system, self.root = fsspec.core.url_to_fs(url)
             with self.open(MANIFEST) as file:
-                content = file.read(MANIFEST_LIMIT + 1)
+                content = b"".join(chunks(file, MANIFEST_LIMIT))
         if len(content) > MANIFEST_LIMIT:
             raise ArtifactError(
                 f"{self.location}/{MANIFEST} must have at most {MANIFEST_LIMIT:,} bytes."
@@ -116,10 +117,11 @@ class UrlStore:
                 "XDG_CACHE_HOME to the path of a writable directory."
             )
         self.directory = cache / "artifacts" / hashlib.sha256(content).hexdigest()[:32]
-        if not (self.directory / MANIFEST).exists():
-            with self.reading(MANIFEST):
+        path = self.directory / MANIFEST
+        with self.reading(MANIFEST):
+            if not path.exists() or documents.read_bounded(path, MANIFEST_LIMIT) != content:
                 self.directory.mkdir(parents=True, exist_ok=True)
-                documents.replace(self.directory / MANIFEST, content)
+                documents.replace(path, content)
 
     def fetch(self, name: str, entry: FileEntry) -> None:
         """Download a file and check its hash, unless the cache has it."""
@@ -146,7 +148,7 @@ class UrlStore:
         """Write a file's content to `part`, or raise ArtifactError if it is not the manifest's."""
         digest, size = hashlib.sha256(), 0
         with self.open(name) as source, part.open("xb") as file:
-            while chunk := source.read(min(CHUNK, entry.bytes + 1 - size)):
+            for chunk in chunks(source, entry.bytes):
                 file.write(chunk)
                 digest.update(chunk)
                 size += len(chunk)
@@ -189,6 +191,17 @@ class UrlStore:
                 f"Cannot copy {self.location}/{name} into the cache: {reason}. Check the address, "
                 "the network and the credentials, and run the same command again."
             ) from error
+
+
+def chunks(file: IO[bytes], limit: int) -> Iterator[bytes]:
+    """Yield a file's content, and at most one byte more than `limit`.
+
+    A read over a network may return less than was asked for.
+    """
+    size = 0
+    while chunk := file.read(min(CHUNK, limit + 1 - size)):
+        size += len(chunk)
+        yield chunk
 
 
 Store = HubStore | UrlStore

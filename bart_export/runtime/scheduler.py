@@ -161,9 +161,11 @@ class Scheduler:
     def submit(self, task: Task) -> Task:
         """Add a task to those waiting."""
         with self.lock:
-            if self.closing:
-                raise EngineError(CLOSED)
             self.waiting.append(task)
+            # Last, because a signal handler may have closed the scheduler in between.
+            if self.closing:
+                self.waiting.clear()
+                raise EngineError(CLOSED)
         return task
 
     def cancel(self, *tasks: Task) -> None:

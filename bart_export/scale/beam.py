@@ -18,6 +18,7 @@ from typing import Any
 
 from bart_export.config import is_whole, require
 from bart_export.errors import BartExportError, InputError, MissingExtra
+from bart_export.locations import redacted
 from bart_export.runtime.generator import Generator
 from bart_export.runtime.results import RESULT_FIELDS, Result
 from bart_export.runtime.scheduler import MEMORY_BUDGET
@@ -123,7 +124,7 @@ class BartModelHandler(ModelHandler[Element, PredictionResult, Generator]):
         Metrics.counter(METRICS, "generated_tokens").inc(tokens)
         Metrics.counter(METRICS, "refused_texts").inc(len(answers) - len(results))
         return [
-            PredictionResult(element, answer, self.location)
+            PredictionResult(element, answer, redacted(self.location))
             for element, answer in zip(batch, answers, strict=True)
         ]
 
@@ -166,7 +167,7 @@ def error_rows(failure: tuple[Any, tuple[type, str, Iterable[str]]]) -> list[Row
     """
     failed, (_, error, _) = failure
     if isinstance(failed, PredictionResult):
-        failed, error = failed.example, str(failed.inference)
+        return [{**row_of(failed.example), "error": str(failed.inference)}]
     elements = failed if isinstance(failed, list) else [failed]
     return [{**row_of(element), "error": error} for element in elements]
 

@@ -111,9 +111,11 @@ class BartGenerator:
 
 
 def row(answer: Result | BartExportError) -> dict[str, Any]:
-    """Return the columns of a text's result or error."""
-    if isinstance(answer, BartExportError):
+    """Return the columns of a text's result or refusal; raise any other error."""
+    if isinstance(answer, InputError):
         return {"error": str(answer)}
+    if isinstance(answer, BartExportError):
+        raise answer
     return answer.to_dict() | {"truncated": answer.truncated}
 
 

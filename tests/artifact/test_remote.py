@@ -144,11 +144,14 @@ def test_a_manifest_that_is_none_is_not_kept(remote_one, content, said):
     assert not [path for path in stamps.user_directory().rglob("*") if path.is_file()]
 
 
-def test_a_manifest_that_was_damaged_in_the_cache_is_fetched_again(remote_one):
-    made_up_artifacts.flip(Artifact.open(remote_one.url).directory / "manifest.json")
-    with pytest.raises(ArtifactError):
-        Artifact.open(remote_one.url)
-    Artifact.open(remote_one.url)
+def test_a_manifest_in_the_cache_is_that_of_the_location(remote_one, tmp_path):
+    artifact = Artifact.open(remote_one.url)
+    cached = artifact.directory / "manifest.json"
+    made_up_artifacts.flip(cached)
+    assert Artifact.open(remote_one.url).manifest == artifact.manifest
+    other = made_up_artifacts.write(tmp_path / "other", {FILE: b"other"})
+    cached.write_bytes((other.directory / "manifest.json").read_bytes())
+    assert Artifact.open(remote_one.url).manifest == artifact.manifest
 
 
 @pytest.mark.parametrize(
@@ -197,6 +200,28 @@ def test_without_a_cache_the_error_says_where_to_put_one(remote_one, monkeypatch
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/cache")
     with pytest.raises(ArtifactError, match="needs a cache that only this user can write. Set XDG"):
         Artifact.open(remote_one.url)
+
+
+def test_a_read_may_return_less_than_was_asked_for(remote_one, monkeypatch):
+    opened = remote.UrlStore.open
+
+    class Slow:
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            self.file.close()
+
+        def read(self, size):
+            return self.file.read(min(size, 5))
+
+    monkeypatch.setattr(remote.UrlStore, "open", lambda *arguments: Slow(opened(*arguments)))
+    artifact = Artifact.open(remote_one.url)
+    for name, content in CONTENTS.items():
+        assert artifact.path(name).read_bytes() == content
 
 
 def test_threads_fetch_a_file_once(remote_one, monkeypatch):

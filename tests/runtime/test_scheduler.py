@@ -1,5 +1,6 @@
 """The scheduler: searches that share a batch find what each finds alone."""
 
+import collections
 import dataclasses
 import itertools
 import threading
@@ -193,6 +194,20 @@ def test_a_closed_scheduler_ends_its_tasks(roomy_file, roomy_config):
     assert all("was closed" in str(task.error) for task in tasks)
     with pytest.raises(EngineError, match="was closed"):
         scheduler.submit(Task([5, 6], SETTINGS[1]))
+
+
+def test_a_task_submitted_while_a_signal_handler_closes_is_refused(roomy_file, roomy_config):
+    scheduler = Scheduler(open_compiled_model(roomy_file, roomy_config, num_threads=1), 1)
+
+    class Interrupted(collections.deque):
+        def append(self, task):
+            scheduler.close()
+            super().append(task)
+
+    scheduler.waiting = Interrupted()
+    with pytest.raises(EngineError, match="was closed"):
+        scheduler.submit(Task([5, 6], SETTINGS[1]))
+    assert not scheduler.waiting
 
 
 @pytest.mark.parametrize("sizes", [(0, 1), (1025, 1), (1, 0), (True, 1), (1, 1.5)])

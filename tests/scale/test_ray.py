@@ -8,7 +8,7 @@ from ray import cloudpickle
 from support.command import python
 from support.many_texts import texts
 
-from bart_export.errors import ArtifactError, ConfigurationError, InputError
+from bart_export.errors import ArtifactError, ConfigurationError, EngineError, InputError
 from bart_export.runtime import Generator
 from bart_export.scale.ray import THREADS, BartGenerator
 
@@ -89,6 +89,14 @@ def test_columns_of_earlier_results_are_replaced(location):
     batch = batch_of(["A short text.", " "])
     earlier = {name: ["earlier"] * 2 for name in ("error", "sequences", "score")}
     assert called(batch_of(batch["text"], **earlier)) == called(batch)
+
+
+def test_an_engines_error_is_not_a_refusal(location):
+    """Ray repeats the batch, instead of recording errors that another attempt would not have."""
+    called = BartGenerator(location, **SETTINGS)
+    called.generator.close()
+    with pytest.raises(EngineError, match="was closed"):
+        called(batch_of(["A short text.", " "]))
 
 
 def test_an_empty_batch_has_the_same_columns(location):
