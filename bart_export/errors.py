@@ -16,6 +16,8 @@ import signal
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+from bart_export.locations import redacted
+
 Row = TypeVar("Row")
 SHOWN = 120  # maximum length of a value in a message
 
@@ -51,8 +53,8 @@ def last_words(output: str, exit_code: int) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Return a library's error message as one short line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """Return a library's error message as one short line, without the credentials of URLs."""
+    return redacted(" ".join(str(error).split()))[:200] or type(error).__name__
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -14,6 +14,7 @@ REPOSITORY = re.compile(rf"{WORD}/{WORD}", re.ASCII)
 # Windows has one letter.
 URL = re.compile(r"[A-Za-z][\w+.-]+:(:[^/]*:)?//")
 CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
+QUERY = re.compile(r"(://[^?\s]*)\?[^\s\"']+")  # may have a token or a signature
 
 
 def url_of(location: Location) -> str:
@@ -27,8 +28,8 @@ def is_remote(location: Location) -> bool:
 
 
 def redacted(text: str) -> str:
-    """Return a text without the credentials in its URLs."""
-    return CREDENTIALS.sub("", text)
+    """Return a text without the credentials and queries of its URLs."""
+    return QUERY.sub(r"\1", CREDENTIALS.sub("", text))
 
 
 def last_name(location: Location) -> str:

@@ -42,7 +42,9 @@ COLUMNS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the pipeline."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("artifact")
     for name in ("input", "output", "failed"):
@@ -50,7 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shards", type=int, default=1, help="number of output files")
     own, flags = parser.parse_known_args(arguments)
     quiet = "--default_sdk_harness_log_level=ERROR"
-    read = READERS[os.path.splitext(own.input)[1]]
+    read = READERS.get(suffix_of(own.input))
+    if read is None:
+        parser.error(f"--input must end in {' or '.join(READERS)}, received {own.input}")
+    for path in (own.output, own.failed):
+        if suffix_of(path) not in (".jsonl", ".parquet"):
+            parser.error(f"--output and --failed must end in .jsonl or .parquet, received {path}")
 
     with beam.Pipeline(options=PipelineOptions([quiet, *flags])) as pipeline:
         lines = pipeline | beam.io.ReadFromText(own.input, coder=beam.coders.BytesCoder())
@@ -65,6 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write(predictions | beam.Map(result_row), own.output, own.shards)
         letters = (unreadable, dead.failed_inferences, *dead.failed_postprocessing)
         write(letters | beam.Flatten() | beam.FlatMap(error_rows), own.failed, 1)
+
+
+def suffix_of(path: str) -> str:
+    """Return the suffix of a path."""
+    return os.path.splitext(path)[1]
 
 
 def write(rows: beam.PCollection, path: str, shards: int) -> None:

@@ -15,6 +15,9 @@ import click
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send statistics to its makers
 
 
+COUNT = click.IntRange(min=1)
+
+
 def location(path: str) -> str:
     """Return a path that every process finds: an address, or an absolute path."""
     return path if "://" in path else os.path.abspath(path)
@@ -24,11 +27,14 @@ def location(path: str) -> str:
 @click.argument("artifact", type=location)
 @click.argument("source", type=location)
 @click.argument("output", type=location)
-@click.option("--workers", default=1, show_default=True, help="Number of processes that generate.")
-@click.option("--threads", default=1, show_default=True, help="Cores of each worker.")
 @click.option(
-    "--rows", default=1024, show_default=True, help="Rows of a file; a worker that dies loses them."
+    "--workers", type=COUNT, default=1, show_default=True, help="Processes that generate."
 )
+@click.option("--threads", type=COUNT, default=1, show_default=True, help="Cores of each worker.")
+@click.option(
+    "--rows", type=COUNT, default=1024, show_default=True,
+    help="Rows of a file; a worker that dies loses them.",
+)  # fmt: skip
 @click.option("--num-beams", type=int, help="Number of beams; 1 is greedy search.")
 @click.option("--max-length", type=int, help="Maximum number of tokens.")
 @click.option("--address", envvar="RAY_ADDRESS", help="A Ray cluster; default: this machine.")
@@ -55,8 +61,8 @@ def main(
     from bart_export.scale.ray import BartGenerator
 
     given = {name: value for name, value in parameters.items() if value is not None}
-    # On this machine, two more CPUs than the workers have, on paper: Ray starts the workers first,
-    # and without CPUs left the tasks that read and write would wait forever.
+    # On this machine, declare two more CPUs than the workers have: Ray starts them first, and
+    # without CPUs left the tasks that read and write would wait forever.
     cpus = None if address else workers * threads + 2
     ray.init(address, num_cpus=cpus, logging_level=logging.WARNING)
     logging.getLogger("ray.data").setLevel(logging.WARNING)

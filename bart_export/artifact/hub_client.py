@@ -1,4 +1,4 @@
-"""The parts that all uses of a hub's client share: its output, its errors and its cache.
+"""What all uses of a hub's client share: its output, its errors and its cache.
 
 The clients connect, cache and sign in as they document. Their output is hidden unless there is a
 terminal, and their exceptions become one-line errors.

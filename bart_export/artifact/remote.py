@@ -183,10 +183,10 @@ class UrlStore:
                 unfinished(self.location) if is_manifest else incomplete(self.location, name)
             ) from None
         except ImportError as error:  # of the package for one kind of URL
-            reason = redacted(one_line(error)).removesuffix(".")
+            reason = one_line(error).removesuffix(".")
             raise ArtifactError(f"Opening {self.location} needs a package: {reason}.") from error
         except Exception as error:  # of the file system's package or the operating system
-            reason = redacted(one_line(error)).removesuffix(".")
+            reason = one_line(error).removesuffix(".")
             raise ArtifactError(
                 f"Cannot copy {self.location}/{name} into the cache: {reason}. Check the address, "
                 "the network and the credentials, and run the same command again."

@@ -16,7 +16,13 @@ from support.hub_processes import outcomes, start
 
 from bart_export.artifact import remote, stamps
 from bart_export.artifact.artifact import MANIFEST_LIMIT, Artifact
-from bart_export.errors import ArtifactError, ConfigurationError, MissingExtra, NoArtifact
+from bart_export.errors import (
+    ArtifactError,
+    ConfigurationError,
+    MissingExtra,
+    NoArtifact,
+    one_line,
+)
 from bart_export.locations import is_remote, last_name, redacted
 from bart_export.runtime import Generator
 from bart_export.server import models_config, versions
@@ -286,6 +292,18 @@ def model(bucket, mini_artifact):
     """A model on a bucket; its artifact has two recipes."""
     bucket.put(mini_artifact.directory)
     return bucket
+
+
+@pytest.mark.parametrize(
+    "url", ["https://me:secret@host/a/b", "https://host/a/b?X-Amz-Signature=secret&x=1"]
+)
+def test_credentials_of_urls_are_not_shown(url):
+    assert "secret" not in redacted(f"Cannot open {url}: no answer.")
+    assert "/a/b" in redacted(f"Cannot open '{url}'")
+    assert "secret" not in one_line(OSError(f"Cannot open {url.replace('secret', 'secret' * 99)}"))
+    assert (
+        redacted("hf://org/name@main? Or gs://bucket/a.") == "hf://org/name@main? Or gs://bucket/a."
+    )
 
 
 def test_a_generator_fetches_the_files_that_it_needs(model, mini_artifact):

@@ -219,3 +219,16 @@ def test_the_example_replaces_its_files_and_keeps_what_it_cannot_read(
     assert {row["id"]: row["generated_text"] for row in table} == {
         str(number): row["generated_text"] for number, row in rows.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--input=x.json", "--output=o.jsonl", "--failed=f.jsonl"], "--input must end in"),
+        (["--input=x.txt", "--output=o.csv", "--failed=f.jsonl"], "must end in .jsonl or .parquet"),
+    ],
+)
+def test_the_example_names_the_suffixes_it_accepts(example, capsys, options, said):
+    with pytest.raises(SystemExit, match="2"):
+        example.main(["artifact", *options])
+    assert said in capsys.readouterr().err
