@@ -80,7 +80,8 @@ public class ModelInstaller(private val target: File) {
 
     /** Runs [installation] while holding the locks of the target directory. */
     private suspend fun exclusively(installation: suspend () -> Unit) {
-        if (!target.isDirectory && !target.mkdirs()) {
+        // In this order, because another installation may create it in between.
+        if (!target.mkdirs() && !target.isDirectory) {
             throw ArtifactError("$target is not a directory and cannot be created.")
         }
         // A file lock excludes other processes, the mutex other coroutines of this one.
