@@ -27,7 +27,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from bart_export.documents import parse_json
 from bart_export.errors import InputError
-from bart_export.scale.beam import BartModelHandler, Row, error_rows, result_row
+from bart_export.runtime.results import Row
+from bart_export.scale.beam import BartModelHandler, error_rows, result_row
 
 READERS = {".jsonl": parse_json, ".txt": lambda line: {"text": line.decode()}}
 COLUMNS = {

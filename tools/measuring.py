@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console, RenderableType
 
-from bart_export.bench.measurements import SMAPS
+from bart_export.bench.measurements import memory_sizes
 from bart_export.errors import BartExportError
 
 PAUSE = 0.25  # seconds between runs: the threads of a pool spin for a while after work
@@ -37,11 +37,10 @@ def take_turns(works: Mapping[Key, Callable[[], Any]], runs: int) -> dict[Key, l
 def anonymous_bytes() -> int:
     """Return the resident bytes of this process without the pages of files.
 
-    See proc_pid_smaps(5). Its private memory would include pages of a file, such as the weights,
-    that no other process has mapped at the moment.
+    Its private memory would include pages of a file, such as the weights, that no other process has
+    mapped at the moment.
     """
-    sizes = dict(line.split(":") for line in SMAPS.read_text(encoding="ascii").splitlines()[1:])
-    return 1024 * int(sizes["Anonymous"].split()[0])
+    return memory_sizes()["Anonymous:"]
 
 
 def command(

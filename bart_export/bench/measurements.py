@@ -214,16 +214,21 @@ def measured_length(
     )
 
 
+def memory_sizes() -> dict[str, int]:
+    """Return this process's resident bytes by kind; see proc_pid_smaps(5)."""
+    lines = SMAPS.read_text(encoding="ascii").splitlines()
+    return {name: 1024 * int(size) for name, size, *_ in map(str.split, lines[1:])}
+
+
 def process_memory() -> tuple[int, int] | None:
     """Return the private and shared bytes of this process, or None if unavailable.
 
-    See proc_pid_smaps(5). Pages of a file are private, though clean, if no other process maps them.
+    Pages of a file are private, though clean, if no other process maps them.
     """
     try:
-        lines = SMAPS.read_text(encoding="ascii").splitlines()
+        sizes = memory_sizes()
     except OSError:
         return None
-    sizes = {name: 1024 * int(size) for name, size, *_ in map(str.split, lines[1:])}
     private = sizes["Private_Clean:"] + sizes["Private_Dirty:"]
     return private, sizes["Shared_Clean:"] + sizes["Shared_Dirty:"]
 

@@ -14,14 +14,12 @@ import stat
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any, BinaryIO, TextIO
+from typing import BinaryIO, TextIO
 
 from bart_export.documents import finite, object_of, refuse_number
 from bart_export.errors import InputError, shown
-from bart_export.runtime.results import RESULT_FIELDS
+from bart_export.runtime.results import RESULT_FIELDS, Row
 from bart_export.runtime.scheduler import WINDOW
-
-Row = dict[str, Any]
 
 STANDARD = "-"  # a path that means standard input or output
 OBJECTS = (".jsonl", ".ndjson")

@@ -14,8 +14,9 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-from bart_export.cli.batch_files import OBJECTS, STANDARD, Row, regular_file
+from bart_export.cli.batch_files import OBJECTS, STANDARD, regular_file
 from bart_export.errors import InputError
+from bart_export.runtime.results import Row
 
 
 @dataclasses.dataclass(frozen=True)

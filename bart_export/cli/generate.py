@@ -18,9 +18,9 @@ from bart_export.progress import plural, print_text, texts_bar
 from bart_export.recipes.table import LITERT
 
 if TYPE_CHECKING:
-    from bart_export.cli.batch_files import Row
     from bart_export.cli.batch_results import Kept
     from bart_export.runtime import Generator
+    from bart_export.runtime.results import Row
 
 
 GENERATION_OPTIONS: tuple[tuple[str, Value, str], ...] = (

@@ -12,13 +12,13 @@ from typing import Any
 from bart_export import documents
 from bart_export.artifact.figures import FileVerification
 from bart_export.artifact.manifest import Manifest
+from bart_export.artifact.upload import CARD
 from bart_export.errors import import_extra
 from bart_export.locations import HUGGING_FACE
 from bart_export.presets import PRESETS, Preset
 from bart_export.report import facts
 from bart_export.report.report import cell, interval, paragraph
 
-CARD = "README.md"
 TASK = "summarization"
 TAGS = ("bart", "tflite", "bart-export")
 # The hub's identifiers of the licences that BART's checkpoints have; others are "other".

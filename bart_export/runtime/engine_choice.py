@@ -30,12 +30,7 @@ from bart_export.errors import (
 from bart_export.recipes.table import DEFAULT, LITERT, TFLITE_RUNTIME
 from bart_export.runtime.compiled_model import has_compiled_model, open_compiled_model
 from bart_export.runtime.edgetpu import open_edgetpu
-from bart_export.runtime.engine import (
-    Expected,
-    FileEngine,
-    default_threads,
-    expected_signatures,
-)
+from bart_export.runtime.engine import Expected, FileEngine, default_threads, expected_signatures
 from bart_export.runtime.interpreter import open_interpreter
 from bart_export.runtime.weight_cache import open_with_cache
 

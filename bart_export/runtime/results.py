@@ -4,12 +4,13 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
+from bart_export.documents import Json
 from bart_export.errors import EngineError
 from bart_export.runtime.scheduler import Scheduler, Task
 from bart_export.text.tokenizer import IncrementalDetokenizer
 
+Row = dict[str, Json]  # a text with what belongs to it, and its result or error
 # The fields of a row that a result or an error sets.
 RESULT_FIELDS = ("generated_text", "score", "token_ids", "sequences", "truncated", "error")
 
@@ -36,7 +37,7 @@ class GeneratedSequence:
     token_ids: tuple[int, ...]
     score: float
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Row:
         """Return the fields of a row: "generated_text", "score" and "token_ids"."""
         return {
             "generated_text": self.text,
@@ -76,7 +77,7 @@ class Result:
         """The score of the best text."""
         return self.sequences[0].score
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Row:
         """Return the fields that `bart-export generate --output` adds to a row.
 
         They are those of the best text, "sequences" if there are several, and "truncated" if True.

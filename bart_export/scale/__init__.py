@@ -1,1 +1,27 @@
 """Adapters of the runtime for engines that run on many machines."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from bart_export.errors import BartExportError, InputError
+from bart_export.runtime.generator import Generator
+from bart_export.runtime.results import Result
+
+
+def results_or_refusals(
+    generator: Generator, texts: Iterable[Any], **parameters: Any
+) -> list[Result | InputError]:
+    """Return the result of each text, or the error that refused it, in order.
+
+    Any other error is raised: it is not about a text, and another attempt may succeed.
+
+    Raises:
+        ConfigurationError: if a parameter is unknown or out of range.
+        EngineError: if the engine fails.
+    """
+    answers: list[Result | InputError] = []
+    for answer in list(generator.generate_iter(texts, return_exceptions=True, **parameters)):
+        if isinstance(answer, BartExportError) and not isinstance(answer, InputError):
+            raise answer
+        answers.append(answer)
+    return answers

@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from bart_export.config import is_whole, require
-from bart_export.errors import BartExportError, InputError, MissingExtra
+from bart_export.errors import InputError, MissingExtra
 from bart_export.locations import redacted
 from bart_export.runtime.generator import Generator
-from bart_export.runtime.results import RESULT_FIELDS, Result
+from bart_export.runtime.results import RESULT_FIELDS, Result, Row
 from bart_export.runtime.scheduler import MEMORY_BUDGET
+from bart_export.scale import results_or_refusals
 
 try:
     from apache_beam.metrics import Metrics
@@ -30,7 +31,6 @@ except ImportError as error:
     raise MissingExtra("bart_export.scale.beam", "apache-beam", "beam") from error
 
 Element = str | Mapping[str, Any]
-Row = dict[str, Any]
 
 METRICS = "BartModelHandler"
 BATCH_TOKENS = 1 << 16  # 1,600 headlines or 80 long articles: minutes of work at most
@@ -115,10 +115,7 @@ class BartModelHandler(ModelHandler[Element, PredictionResult, Generator]):
             EngineError: if the engine fails.
         """
         texts = (text_of(element) for element in batch)
-        answers = list(model.generate_iter(texts, return_exceptions=True, **(inference_args or {})))
-        for answer in answers:
-            if isinstance(answer, BartExportError) and not isinstance(answer, InputError):
-                raise answer
+        answers = results_or_refusals(model, texts, **(inference_args or {}))
         results = [answer for answer in answers if isinstance(answer, Result)]
         tokens = sum(result.timings.tokens for result in results)
         Metrics.counter(METRICS, "generated_tokens").inc(tokens)

@@ -17,10 +17,11 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from bart_export.errors import BartExportError, InputError, MissingExtra, shown
+from bart_export.errors import InputError, MissingExtra, shown
 from bart_export.runtime import Generator, Result
-from bart_export.runtime.results import RESULT_FIELDS
+from bart_export.runtime.results import RESULT_FIELDS, Row
 from bart_export.runtime.scheduler import MAX_BATCH_SIZE, MEMORY_BUDGET
+from bart_export.scale import results_or_refusals
 
 try:
     import pyarrow as pa
@@ -102,7 +103,7 @@ class BartGenerator:
                 f"{shown(columns)}."
             )
         texts = batch[self.column].to_pylist()
-        answers = self.generator.generate_iter(texts, return_exceptions=True, **self.calling)
+        answers = results_or_refusals(self.generator, texts, **self.calling)
         results = pa.Table.from_pylist(list(map(row, answers)), self.schema)
         made = batch.drop_columns([name for name in columns if name in RESULT_FIELDS])
         for field in self.schema:
@@ -110,12 +111,10 @@ class BartGenerator:
         return made
 
 
-def row(answer: Result | BartExportError) -> dict[str, Any]:
-    """Return the columns of a text's result or refusal; raise any other error."""
+def row(answer: Result | InputError) -> Row:
+    """Return the columns of a text's result or refusal."""
     if isinstance(answer, InputError):
         return {"error": str(answer)}
-    if isinstance(answer, BartExportError):
-        raise answer
     return answer.to_dict() | {"truncated": answer.truncated}
 
 
