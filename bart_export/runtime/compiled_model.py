@@ -6,34 +6,42 @@ when the process ends.
 """
 
 import atexit
-import contextlib
-import ctypes
 import dataclasses
-import functools
 import importlib.metadata
 import math
 import os
 import pathlib
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from bart_export import contract
 from bart_export.config import BartConfig
-from bart_export.contract import Bucket, Signature, Tensor
+from bart_export.contract import Bucket
 from bart_export.errors import EngineError, MissingExtra
 from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes.table import LITERT
 from bart_export.runtime.batch import Rows
-from bart_export.runtime.caches import copy_rows, move_slots, write_draft, write_entries
+from bart_export.runtime.buffered_signature import (
+    Buffer,
+    BufferedSignature,
+    Fill,
+    Native,
+    failures,
+    leave,
+)
+from bart_export.runtime.caches import (
+    copy_rows,
+    move_slots,
+    return_freed_memory,
+    write_draft,
+    write_entries,
+)
 from bart_export.runtime.engine import FileEngine, processor_features, thread_count
 from bart_export.runtime.sizing import FloatArray, IntArray, sizing_of
 
-Native = Any  # an object from a library without type hints
-READ_WRITE = 2  # LiteRT's lock mode
+LARGE = 4 << 20  # bytes of buffers; returning the memory of smaller ones is not worth its time
 
 # One for all models, created with the first: creating and deleting one takes time and is logged.
 ENVIRONMENTS: list[Native] = []
@@ -114,16 +122,6 @@ def open_model(path: pathlib.Path, num_threads: int | None, weight_cache: str) -
     return model
 
 
-@contextlib.contextmanager
-def failures(what: str) -> Iterator[None]:
-    """Turn LiteRT's errors in a block into an EngineError: "LiteRT cannot …"."""
-    try:
-        yield
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].lstrip("└ ").removeprefix("ERROR: ")
-        raise EngineError(f"LiteRT {what}: {reason}.") from error
-
-
 def write_first_buffer(model: Native) -> None:
     """Write to a buffer, so that LiteRT initializes, and logs, now."""
     signature, tensors = next(iter(model.get_signature_list().items()))
@@ -143,143 +141,6 @@ def silence_the_end() -> None:
     os.close(null)
 
 
-def resized(
-    tensors: Iterable[Tensor], old: Mapping[str, int], new: Mapping[str, int]
-) -> list[Tensor]:
-    """Return the tensors with an axis whose size changes."""
-    changed = {axis for axis, size in new.items() if old.get(axis) != size}
-    return [tensor for tensor in tensors if changed & set(tensor.axes)]
-
-
-@dataclasses.dataclass(eq=False)
-class Buffer:
-    """A tensor's memory: LiteRT's TensorBuffer."""
-
-    native: Native
-    shape: Sequence[int]
-
-    def write(self, array: npt.NDArray[Any]) -> None:
-        """Write the whole tensor."""
-        self.native.write(array)
-
-    @functools.cached_property
-    def array(self) -> FloatArray:
-        """A float32 tensor's memory, because LiteRT's Python API can only copy whole buffers.
-
-        It is valid as long as the buffer, and does not move.
-        """
-        api, library = ctypes.pythonapi, litert_library()
-        capsule = ctypes.py_object(self.native.capsule)
-        handle = api.PyCapsule_GetPointer(capsule, api.PyCapsule_GetName(capsule))
-        address = ctypes.c_void_p()
-        status = library.LiteRtLockTensorBuffer(handle, ctypes.byref(address), READ_WRITE)
-        if status != 0 or not address.value:
-            raise EngineError("LiteRT cannot map a tensor buffer into memory.")
-        library.LiteRtUnlockTensorBuffer(handle)
-        floats = (ctypes.c_float * math.prod(self.shape)).from_address(address.value)
-        return np.ctypeslib.as_array(floats).reshape(self.shape)
-
-
-Buffers = dict[str, Buffer]  # by tensor name
-
-
-class BufferedSignature:
-    """A signature of a `CompiledModel`, the sizes of its dynamic axes, and its buffers.
-
-    Cross tensors are written into another signature's inputs and have no output buffers. `borrowed`
-    inputs also use another signature's buffers. `resizes` is False for a static build.
-    """
-
-    def __init__(
-        self,
-        model: Native,
-        config: BartConfig,
-        name: str,
-        signature: Signature,
-        *,
-        resizes: bool = True,
-        borrowed: Iterable[str] = (),
-    ) -> None:
-        self.model = model
-        self.name = name
-        self.signature = signature
-        self.resizes = resizes
-        self.cache_names = [tensor.name for tensor in contract.cache_tensors(config)]
-        self.cross_names = [tensor.name for tensor in contract.cross_tensors(config)]
-        self.borrowed = tuple(borrowed)
-        self.fixed = contract.sizes(config)
-        self.sizes: dict[str, int] = {}
-        self.inputs: Buffers = {}
-        self.outputs: Buffers = {}
-
-    def shape(self, tensor: Tensor) -> list[int]:
-        """Return a tensor's current shape."""
-        return [(self.fixed | self.sizes)[axis] for axis in tensor.axes]
-
-    def cross_outputs(self) -> Buffers:
-        """Return new buffers for the cross tensors, to be copied into a slot."""
-        with failures(f"cannot allocate outputs of {self.name}"):
-            return {
-                tensor.name: self.new_output(tensor)
-                for tensor in self.signature.outputs
-                if tensor.name in self.cross_names
-            }
-
-    def new_output(self, tensor: Tensor) -> Buffer:
-        """Return a new buffer for an output."""
-        native = self.model.create_output_buffer_by_name(self.name, tensor.name)
-        return Buffer(native, self.shape(tensor))
-
-    def resize(self, sizes: Mapping[str, int]) -> None:
-        """Change sizes, and create new buffers for the tensors that depend on them."""
-        model, before, self.sizes = self.model, self.sizes, dict(sizes)
-        try:
-            with failures(f"cannot resize {self.name}"):
-                for tensor in resized(self.signature.inputs, before, sizes):
-                    self.inputs.pop(tensor.name, None)
-                    if self.resizes:
-                        shape = self.shape(tensor)
-                        model.resize_input_tensor_by_name(
-                            self.name, tensor.name, shape, strict=False
-                        )
-                for tensor in resized(self.signature.outputs, before, sizes):
-                    self.outputs.pop(tensor.name, None)
-                for tensor in self.signature.inputs:
-                    if tensor.name not in (*self.inputs, *self.borrowed):
-                        native = model.create_input_buffer_by_name(self.name, tensor.name)
-                        self.inputs[tensor.name] = Buffer(native, self.shape(tensor))
-                for tensor in self.signature.outputs:
-                    if tensor.name not in (*self.outputs, *self.cross_names):
-                        self.outputs[tensor.name] = self.new_output(tensor)
-        except BaseException:  # such as Ctrl-C
-            self.sizes = {}
-            raise
-
-    def run(self, inputs: Buffers, outputs: Buffers) -> None:
-        """Run the signature, with some of its buffers replaced."""
-        both = (self.inputs | inputs, self.outputs | outputs)
-        natives = ({name: buffer.native for name, buffer in each.items()} for each in both)
-        with failures(f"failed to run {self.name}"):
-            self.model.run_by_name(self.name, *natives)
-
-
-@functools.cache
-def litert_library() -> ctypes.CDLL:
-    """Return LiteRT's C library, which the package has loaded."""
-    import ai_edge_litert
-
-    api = ctypes.pythonapi
-    api.PyCapsule_GetName.restype = ctypes.c_char_p
-    api.PyCapsule_GetName.argtypes = [ctypes.py_object]
-    api.PyCapsule_GetPointer.restype = ctypes.c_void_p
-    api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
-    library = ctypes.CDLL(str(pathlib.Path(ai_edge_litert.__file__).with_name("libLiteRt.so")))
-    pointer = ctypes.POINTER(ctypes.c_void_p)
-    library.LiteRtLockTensorBuffer.argtypes = [ctypes.c_void_p, pointer, ctypes.c_int]
-    library.LiteRtUnlockTensorBuffer.argtypes = [ctypes.c_void_p]
-    return library
-
-
 @dataclasses.dataclass(eq=False, kw_only=True)
 class CompiledModelBackend:
     """A `batch.Backend` for LiteRT's `CompiledModel`.
@@ -297,7 +158,9 @@ class CompiledModelBackend:
     decoder: BufferedSignature | None = None
     mask: IntArray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int32))
 
-    def signature(self, bucket: Bucket, borrowed: Iterable[str] = ()) -> BufferedSignature:
+    def signature(
+        self, bucket: Bucket, borrowed: Iterable[str] = (), fill: Fill = leave
+    ) -> BufferedSignature:
         """Return a bucket's signature with buffers of its sizes, except for `borrowed` tensors."""
         if bucket.name not in self.signatures:
             self.signatures[bucket.name] = BufferedSignature(
@@ -310,24 +173,34 @@ class CompiledModelBackend:
             )
         signature = self.signatures[bucket.name]
         if signature.sizes != bucket.sizes:
-            signature.resize(bucket.sizes)
+            signature.resize(bucket.sizes, fill)
         return signature
 
     def resize(self, bucket: Bucket, kept: Sequence[int]) -> None:
         """Resize the decoder; see `Backend.resize`."""
         old, self.decoder = self.decoder, None  # its buffers are lost if this fails
-        before = {} if old is None else dict(old.inputs)
-        decoder = self.signature(bucket)
-        rows = dict.fromkeys(decoder.cross_names, 1)
-        rows |= dict.fromkeys(decoder.cache_names, bucket.sizes[contract.BEAMS])
-        for name, beams in rows.items():
-            buffer, earlier = decoder.inputs[name], before.get(name)
-            if buffer is earlier:
-                move_slots(buffer.array, buffer.array, kept, beams)
-            elif kept or bucket.sizes[contract.SOURCES] > 1:  # or else `admit` writes all of it
+        rows = {tensor.name: 1 for tensor in contract.cross_tensors(self.config)}
+        beams = bucket.sizes[contract.BEAMS]
+        rows |= {tensor.name: beams for tensor in contract.cache_tensors(self.config)}
+        replaced: dict[str, int] = {}  # name -> bytes of the old buffer
+
+        def fill(name: str, earlier: Buffer | None, buffer: Buffer) -> None:
+            replaced[name] = 0 if earlier is None else 4 * math.prod(earlier.shape)
+            # A single source needs nothing: `admit` writes all of it.
+            if name in rows and (kept or bucket.sizes[contract.SOURCES] > 1):
                 buffer.array[:] = 0  # new memory may contain NaN, which masks do not hide
                 if earlier is not None:
-                    move_slots(earlier.array, buffer.array, kept, beams)
+                    move_slots(earlier.array, buffer.array, kept, rows[name])
+
+        decoder = self.signature(bucket, fill=fill)
+        for name in rows:
+            if old is not None and decoder is not old:  # another signature of a static build
+                fill(name, old.inputs[name], decoder.inputs[name])
+            elif name not in replaced:
+                array = decoder.inputs[name].array
+                move_slots(array, array, kept, rows[name])
+        if sum(replaced.values()) >= LARGE:
+            return_freed_memory()
         mask = np.zeros(decoder.inputs["encoder_padding_mask"].shape, np.int32)
         width = min(mask.shape[1], self.mask.shape[1])
         mask[: len(kept), :width] = self.mask[kept, :width]

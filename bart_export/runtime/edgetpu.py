@@ -21,12 +21,8 @@ from bart_export.edgetpu.parts import Segment
 from bart_export.errors import EngineError
 from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes.table import LITERT
-from bart_export.runtime.compiled_model import (
-    BufferedSignature,
-    CompiledModelBackend,
-    Native,
-    open_model,
-)
+from bart_export.runtime.buffered_signature import BufferedSignature, Native
+from bart_export.runtime.compiled_model import CompiledModelBackend, open_model
 from bart_export.runtime.engine import FileEngine, thread_count
 from bart_export.runtime.interpreter import INTERPRETERS, failures
 from bart_export.runtime.sizing import Dynamic, FloatArray, IntArray

@@ -20,8 +20,8 @@ from bart_export.errors import EngineError, MissingExtra, pip_install
 from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes.table import LITERT, TFLITE_RUNTIME
 from bart_export.runtime.batch import Rows
+from bart_export.runtime.buffered_signature import Native, resized
 from bart_export.runtime.caches import copy_rows, move_slots, write_draft, write_entries
-from bart_export.runtime.compiled_model import Native, resized
 from bart_export.runtime.engine import FileEngine, thread_count
 from bart_export.runtime.sizing import FloatArray, IntArray, sizing_of
 

@@ -7,6 +7,10 @@ from bart_export.errors import BartExportError, InputError
 from bart_export.runtime.generator import Generator
 from bart_export.runtime.results import Result
 
+# Bytes; 3 sources of 256 tokens in bart_base's shape, which keep a worker's one thread nine tenths
+# as busy as 9 sources, in a third of the memory.
+MEMORY_BUDGET = 40 << 20
+
 
 def results_or_refusals(
     generator: Generator, texts: Iterable[Any], **parameters: Any

@@ -21,8 +21,7 @@ from bart_export.errors import InputError, MissingExtra
 from bart_export.locations import redacted
 from bart_export.runtime.generator import Generator
 from bart_export.runtime.results import RESULT_FIELDS, Result, Row
-from bart_export.runtime.scheduler import MEMORY_BUDGET
-from bart_export.scale import results_or_refusals
+from bart_export.scale import MEMORY_BUDGET, results_or_refusals
 
 try:
     from apache_beam.metrics import Metrics

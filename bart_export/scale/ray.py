@@ -20,8 +20,8 @@ from typing import Any
 from bart_export.errors import InputError, MissingExtra, shown
 from bart_export.runtime import Generator, Result
 from bart_export.runtime.results import RESULT_FIELDS, Row
-from bart_export.runtime.scheduler import MAX_BATCH_SIZE, MEMORY_BUDGET
-from bart_export.scale import results_or_refusals
+from bart_export.runtime.scheduler import MAX_BATCH_SIZE
+from bart_export.scale import MEMORY_BUDGET, results_or_refusals
 
 try:
     import pyarrow as pa
