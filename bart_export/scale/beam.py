@@ -49,7 +49,8 @@ class BartModelHandler(ModelHandler[Element, PredictionResult, Generator]):
 
     Args:
         location: the artifact: a directory of each worker, hf://org/name, or a URL.
-        revision, recipe, engine, memory_budget: see `Generator.from_artifact`.
+        revision, recipe, engine: see `Generator.from_artifact`.
+        memory_budget: bytes for the decoder's inputs and outputs.
         num_threads: threads of each worker process's engine; runners start a process per core.
         batch_tokens: source tokens of a batch, estimated from the length of its texts. The
             generator sorts a batch by length and decodes its texts together, so a batch should have

@@ -45,7 +45,8 @@ class BartGenerator:
     Args:
         location: the artifact; see `Generator.from_artifact`.
         column: the column with the texts.
-        recipe, engine, max_batch_size, memory_budget: see `Generator.from_artifact`.
+        recipe, engine, max_batch_size: see `Generator.from_artifact`.
+        memory_budget: bytes for the decoder's inputs and outputs.
         num_threads: threads of the engine; None means as many as the worker's `num_cpus`.
         truncate, allow_empty, special_tokens, parameters: see `Generator.generate`.
 
