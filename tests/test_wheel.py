@@ -1,5 +1,6 @@
 """The source distribution, and the wheel that is built from it."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -71,3 +72,24 @@ def test_a_wheel_has_only_the_package(built, source):
     command = [f"{SCRIPTS}/check-wheel-contents", "--package", "bart_export", built[1]]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+INSTALLATIONS = {
+    "uv": (("tool", "install"), "UV_TOOL_DIR", "UV_TOOL_BIN_DIR"),
+    "pipx": (("install",), "PIPX_HOME", "PIPX_BIN_DIR"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", INSTALLATIONS)
+def test_a_wheel_installs_as_a_tool_without_extras(built, tmp_path, program):
+    arguments, home, scripts = INSTALLATIONS[program]
+    environment = os.environ | {home: str(tmp_path / "home"), scripts: str(tmp_path / "scripts")}
+    environment.pop("PYTHONPATH", None)
+    install = [f"{SCRIPTS}/{program}", *arguments, "--python", sys.executable, built[1]]
+    done = subprocess.run(install, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    command = [tmp_path / "scripts/bart-export", "presets"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert "bart_mini_en" in done.stdout and done.stderr == ""
+    assert not list(tmp_path.glob("home/**/tensorflow"))
