@@ -15,7 +15,6 @@ import numpy as np
 from bart_export import contract
 from bart_export.artifact.artifact import Artifact
 from bart_export.config import GenerationConfig
-from bart_export.errors import BartExportError
 from bart_export.runtime.engine import available_cores, default_threads
 from bart_export.runtime.generator import ModelInfo, call_settings
 from bart_export.runtime.results import GeneratedSequence, Result, Timings
@@ -25,7 +24,6 @@ from bart_export.server.messages import Array, object_array
 from bart_export.server.metrics import GenerationMetrics
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import (
-    Answer,
     Call,
     Limits,
     StreamCall,
@@ -34,7 +32,7 @@ from bart_export.server.servable import (
     Workers,
     is_blank,
 )
-from bart_export.server.status import invalid, status_of_error
+from bart_export.server.status import invalid
 from bart_export.server.worker import Opening
 from bart_export.server.worker_pool import Job, WorkerPool
 from bart_export.text.tokenizer import IncrementalDetokenizer
@@ -80,7 +78,7 @@ class ArtifactServable:
             outputs = COMPUTE[call.signature](self, call.inputs, call.limits)
             return {name: outputs[name] for name in call.outputs}
 
-        return self.threads.submit(lambda: with_status(work), call.limits)
+        return self.threads.submit(work, call.limits)
 
     def stream(self, call: StreamCall) -> "Future[Result]":
         """Generate from a text piece by piece; see `servable.Servable`."""
@@ -114,20 +112,12 @@ class ArtifactServable:
             finally:
                 self.pool.cancel([job])
 
-        return self.threads.submit(lambda: with_status(work), call.limits)
+        return self.threads.submit(work, call.limits)
 
     def close(self) -> None:
         """Wait for running calls, and end the threads and processes."""
         self.threads.close()
         self.pool.close()
-
-
-def with_status(work: Callable[[], Answer]) -> Answer:
-    """Do some work, and raise its errors as StatusErrors."""
-    try:
-        return work()
-    except BartExportError as error:
-        raise status_of_error(error) from error
 
 
 def signature_defs(generation: GenerationConfig) -> dict[str, messages.Message]:

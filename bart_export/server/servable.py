@@ -12,9 +12,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 from bart_export.artifact.artifact import Artifact
+from bart_export.errors import BartExportError
 from bart_export.runtime.results import Result
 from bart_export.server.messages import Array, Message
-from bart_export.server.status import TIMED_OUT, Code, StatusError
+from bart_export.server.status import TIMED_OUT, Code, StatusError, status_of_error
 from bart_export.text.tokenizer import BartTokenizer
 
 # Strings are arrays of bytes with dtype object.
@@ -160,6 +161,8 @@ class Workers:
     def submit(self, work: Callable[[], Answer], limits: Limits) -> "Future[Answer]":
         """Do some work on the next free thread, unless its limits are exceeded by then.
 
+        A BartExportError of the work becomes a StatusError.
+
         Raises:
             StatusError: UNAVAILABLE if the queue is full.
         """
@@ -170,6 +173,8 @@ class Workers:
             try:
                 limits.check()
                 return work()
+            except BartExportError as error:
+                raise status_of_error(error) from error
             finally:
                 # Before the result is set: whoever receives it may submit again.
                 self._free.release()
