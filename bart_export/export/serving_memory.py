@@ -14,9 +14,9 @@ from bart_export.artifact.manifest import Memory
 from bart_export.documents import scratch_directory
 from bart_export.errors import BartExportError, EngineError, last_words
 from bart_export.export.warm_up import PredictRequest
-from bart_export.server import messages, open_version
+from bart_export.server import messages, open_version, predict
 from bart_export.server.options import ServeOptions
-from bart_export.server.servable import Call
+from bart_export.server.servable import Limits
 
 STATUS = pathlib.Path("/proc/self/status")
 
@@ -59,13 +59,10 @@ def measure_version(directory: pathlib.Path, largest: PredictRequest) -> dict[st
 
     # The largest request is already a full batch.
     servable = open_saved_model(directory, ServeOptions(batching=False))
-    name = largest.model_spec.signature_name
-    inputs = {alias: messages.to_array(proto, alias) for alias, proto in largest.inputs.items()}
     try:
         loaded = private_bytes("VmRSS")
         open_version.run_warmup(servable, directory)
-        outputs = tuple(servable.signature_defs[name].outputs)
-        servable.submit(Call(signature=name, inputs=inputs, outputs=outputs)).result()
+        servable.submit(predict.call_of(servable, largest, Limits())).result()
         peak = private_bytes("VmHWM")
     finally:
         servable.close()

@@ -18,14 +18,14 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from bart_export.errors import ConfigurationError
 from bart_export.quiet import native_stderr_silenced
-from bart_export.server import messages, models_config, predict
+from bart_export.server import messages, models_config
 from bart_export.server.http_server import in_url
 from bart_export.server.messages import Message
 from bart_export.server.metrics import Metrics
 from bart_export.server.model_store import ModelSpec, ModelStore
 from bart_export.server.options import MAX_ANSWER_BYTES, ServeOptions
-from bart_export.server.predict import NO_EXAMPLES, Predictor, run_off_loop
-from bart_export.server.servable import Limits, Tensors
+from bart_export.server.predict import NO_EXAMPLES, Predictor, call_of, run_off_loop
+from bart_export.server.servable import Limits
 from bart_export.server.status import Code, StatusError, invalid, status_of_error
 
 # Takes a request message and the call's limits, returns the response message.
@@ -83,15 +83,12 @@ class Services:
 
     async def predict(self, request: Message, limits: Limits) -> Message:
         """Run a signature."""
-        wanted = wanted_model(request)
+        wanted, most = wanted_model(request), self.store.options.max_request_rows
         with self.predictor.counted(wanted, "Predict", "GRPC"):
             answer = await self.predictor.predict(
                 wanted,
-                request.model_spec.signature_name,
-                lambda signature: self.inputs(request, signature),
+                lambda servable: call_of(servable, request, limits, most),
                 request.ByteSize(),
-                limits,
-                request.output_filter,
             )
             arrays = answer.outputs
             size = sum(array.nbytes for array in arrays.values())
@@ -107,14 +104,6 @@ class Services:
             return messages.PredictResponse(
                 model_spec=model_spec(wanted, answer.version, answer.signature), outputs=outputs
             )
-
-    def inputs(self, request: Message, signature: Message) -> Tensors:
-        """Return the inputs of a PredictRequest as arrays."""
-        predict.check_inputs(signature, request.inputs)
-        for alias, proto in request.inputs.items():
-            rows = proto.tensor_shape.dim[0].size if proto.tensor_shape.dim else 1
-            predict.check_rows(alias, rows, self.store.options.max_request_rows)
-        return {alias: messages.to_array(proto, alias) for alias, proto in request.inputs.items()}
 
     async def get_model_metadata(self, request: Message, limits: Limits) -> Message:
         """Return a model's signatures."""

@@ -5,7 +5,6 @@ requests are a TFRecord file of PredictionLog messages; if one fails, so does th
 TensorFlow Serving (saved_model_warmup.cc).
 """
 
-import contextlib
 import importlib.util
 import itertools
 import logging
@@ -18,7 +17,7 @@ from bart_export.errors import MissingExtra
 from bart_export.server import messages, predict
 from bart_export.server.metrics import MICROSECONDS, GenerationMetrics, Metrics
 from bart_export.server.options import ServeOptions
-from bart_export.server.servable import Call, Limits, Servable
+from bart_export.server.servable import Limits, Servable
 from bart_export.server.status import Code, StatusError, invalid, status_of_error
 from bart_export.server.versions import LITERT, TENSORFLOW, OpenVersion, ServedModel
 
@@ -35,11 +34,13 @@ def opener(options: ServeOptions, metrics: Metrics) -> OpenVersion:
     def open_version(served: ServedModel, number: int, path: pathlib.Path) -> Servable:
         deadline = time.monotonic() + options.load_seconds
         servable = open_servable(served, number, path, options, metrics)
-        if served.engine == TENSORFLOW and options.warmup and (path / WARMUP_REQUESTS).is_file():
-            with contextlib.ExitStack() as stack:
-                stack.callback(servable.close)
+        warms_up = options.warmup and served.engine == TENSORFLOW
+        try:
+            if warms_up and (path / WARMUP_REQUESTS).is_file():
                 warm_up(servable, path, metrics, deadline)
-                stack.pop_all()
+        except BaseException:
+            servable.close()
+            raise
         return servable
 
     return open_version
@@ -90,7 +91,10 @@ def run_warmup(servable: Servable, directory: pathlib.Path, deadline: float | No
         raise invalid(f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}")
     for number, record in enumerate(records, 1):
         try:
-            run_log(servable, messages.PredictionLog.FromString(record), Limits(deadline=deadline))
+            log, limits = messages.PredictionLog.FromString(record), Limits(deadline=deadline)
+            if log.HasField("predict_log"):  # other kinds of request are skipped
+                call = predict.call_of(servable, log.predict_log.request, limits)
+                servable.submit(call).result(limits.remaining())
         except DecodeError as error:
             raise invalid(f"Failed to parse warmup record {number} from {path}") from error
         except Exception as error:  # engines may raise anything
@@ -99,17 +103,3 @@ def run_warmup(servable: Servable, directory: pathlib.Path, deadline: float | No
                 status.code, f"Warmup record {number} from {path} failed: {status.message}"
             ) from error
     return len(records)
-
-
-def run_log(servable: Servable, log: messages.Message, limits: Limits) -> None:
-    """Run the PredictRequest in a PredictionLog; other kinds of request are skipped."""
-    if not log.HasField("predict_log"):
-        return
-    request = log.predict_log.request
-    name = request.model_spec.signature_name or predict.DEFAULT_SIGNATURE
-    signature = predict.signature_def(servable, name)
-    predict.check_inputs(signature, request.inputs)
-    inputs = {alias: messages.to_array(proto, alias) for alias, proto in request.inputs.items()}
-    outputs = predict.output_names(signature, request.output_filter)
-    call = Call(signature=name, inputs=inputs, outputs=outputs, limits=limits)
-    servable.submit(call).result(limits.remaining())

@@ -1,12 +1,13 @@
 """The part of a request that REST and gRPC share: run a signature, or describe a model.
 
-Callers name the model and signature, and pass a function that reads the inputs once the signature
-is known. Nothing here blocks the event loop.
+Callers name the model, and pass a function that reads the rest of the request once the model's
+signatures are known. Nothing here blocks the event loop.
 """
 
 import asyncio
 import contextlib
 import dataclasses
+import math
 import threading
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
@@ -54,34 +55,19 @@ class Predictor:
         return self.metrics.request(known, api, entrypoint)
 
     async def predict(
-        self,
-        spec: ModelSpec,
-        signature_name: str,
-        read: Callable[[Message], Tensors],
-        size: int,
-        limits: Limits,
-        output_filter: Iterable[str] = (),
+        self, spec: ModelSpec, read: Callable[[Servable], Call], size: int
     ) -> Prediction:
-        """Run a signature ("" for the default one) and return its outputs, or the filtered ones.
-
-        `read` returns the inputs for a SignatureDef; they take `size` bytes in the request.
+        """Run a signature and return its outputs; `read` reads a request of `size` bytes.
 
         Raises:
             StatusError: for an invalid request, or an error of the servable.
         """
         with self.store.lease(spec) as lease:
-            name = signature_name or DEFAULT_SIGNATURE
-            signature = signature_def(lease.servable, name)
-            call = Call(
-                signature=name,
-                inputs=await run_off_loop(size, lambda: read(signature)),
-                outputs=output_names(signature, output_filter),
-                limits=limits,
-            )
+            call = await run_off_loop(size, lambda: read(lease.servable))
             served = self.store.served.get(spec.name)
             runtime = RUNTIMES[served.engine] if served else ""
             with self.metrics.timed(self.metrics.runtime_latency, spec.name, "Predict", runtime):
-                return Prediction(lease.version, name, await run(lease, call))
+                return Prediction(lease.version, call.signature, await run(lease, call))
 
     def signatures(self, spec: ModelSpec) -> tuple[int, Message]:
         """Return a model's version and its signatures as a SignatureDefMap."""
@@ -114,6 +100,28 @@ def signature_def(servable: Servable, name: str) -> Message:
     return servable.signature_defs[name]
 
 
+def call_of(
+    servable: Servable, request: Message, limits: Limits, most_rows: float = math.inf
+) -> Call:
+    """Return the call of a PredictRequest; inputs may have `most_rows` rows.
+
+    Raises:
+        StatusError: for an unknown signature, or invalid inputs or outputs.
+    """
+    name = request.model_spec.signature_name or DEFAULT_SIGNATURE
+    signature = signature_def(servable, name)
+    check_inputs(signature, request.inputs)
+    for alias, proto in request.inputs.items():
+        rows = proto.tensor_shape.dim[0].size if proto.tensor_shape.dim else 1
+        check_rows(alias, rows, most_rows)
+    return Call(
+        signature=name,
+        inputs={alias: messages.to_array(proto, alias) for alias, proto in request.inputs.items()},
+        outputs=output_names(signature, request.output_filter),
+        limits=limits,
+    )
+
+
 def check_inputs(signature: Message, input_names: Collection[str]) -> None:
     """Raise StatusError unless a gRPC request's inputs are those of a signature.
 
@@ -129,7 +137,7 @@ def check_inputs(signature: Message, input_names: Collection[str]) -> None:
         )
 
 
-def check_rows(name: str, rows: int, most: int) -> None:
+def check_rows(name: str, rows: int, most: float) -> None:
     """Raise StatusError for an input with too many rows."""
     if rows > most:
         raise invalid(
@@ -138,7 +146,7 @@ def check_rows(name: str, rows: int, most: int) -> None:
         )
 
 
-def output_names(signature: Message, output_filter: Iterable[str] = ()) -> tuple[str, ...]:
+def output_names(signature: Message, output_filter: Iterable[str]) -> tuple[str, ...]:
     """Return the names of the outputs to return: the filtered ones, or all."""
     names: list[str] = []
     for name in output_filter:

@@ -28,8 +28,14 @@ from bart_export.server.http_server import JSON, error_response
 from bart_export.server.metrics import CONTENT_TYPE, Metrics
 from bart_export.server.model_store import ModelSpec, ModelStore
 from bart_export.server.options import MAX_BEAMS, ServeOptions
-from bart_export.server.predict import NO_EXAMPLES, Predictor, run_off_loop
-from bart_export.server.servable import Limits, Remarks, StreamCall
+from bart_export.server.predict import (
+    DEFAULT_SIGNATURE,
+    NO_EXAMPLES,
+    Predictor,
+    run_off_loop,
+    signature_def,
+)
+from bart_export.server.servable import Call, Limits, Remarks, Servable, StreamCall
 from bart_export.server.status import Code, StatusError, invalid, status_of_error
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
@@ -124,14 +130,18 @@ class Service:
             name = document.get("signature_name", "")
             if not isinstance(name, str):
                 raise invalid(f"Expected 'signature_name' to be a string, received {shown(name)}")
-            most = self.options.max_request_rows
-            answer = await self.predictor.predict(
-                spec,
-                name,
-                lambda signature: json_tensors.to_inputs(document, signature.inputs, most),
-                len(body),
-                limits,
-            )
+            name = name or DEFAULT_SIGNATURE
+
+            def read(servable: Servable) -> Call:
+                signature, most = signature_def(servable, name), self.options.max_request_rows
+                return Call(
+                    signature=name,
+                    inputs=json_tensors.to_inputs(document, signature.inputs, most),
+                    outputs=tuple(sorted(signature.outputs)),
+                    limits=limits,
+                )
+
+            answer = await self.predictor.predict(spec, read, len(body))
             text = await run_off_loop(
                 sum(array.nbytes for array in answer.outputs.values()),
                 lambda: json_tensors.from_outputs(answer.outputs, by_row="instances" in document),
