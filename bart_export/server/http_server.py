@@ -144,7 +144,7 @@ class Parser(h11.Connection):
         super().__init__(h11.SERVER)
         self.chunks = self.chunk_bytes = 0
 
-    def next_event(self) -> Any:
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA | h11.PAUSED]:
         """Return the next event."""
         event = super().next_event()
         if isinstance(event, h11.Request):

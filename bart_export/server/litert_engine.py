@@ -8,7 +8,6 @@ shapes are those of the SavedModel, so that clients need not know which engine t
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
 
 import numpy as np
 
@@ -262,6 +261,14 @@ def scores(rows: Sequence[Sequence[GeneratedSequence]]) -> Array:
     return np.array([sequence.score for row in rows for sequence in row], np.float32)
 
 
+def early_stopping(word: bytes) -> bool | str:
+    """Return the value of a word for `early_stopping`."""
+    if word not in EARLY_STOPPING:
+        text = word.decode("utf-8", "replace")
+        raise invalid(f"early_stopping must be true, false or never, received {text}")
+    return EARLY_STOPPING[word]
+
+
 def sequences_of(
     servable: ArtifactServable, rows: Sequence[Sequence[int]], inputs: Tensors, limits: Limits
 ) -> list[list[GeneratedSequence]]:
@@ -270,24 +277,17 @@ def sequences_of(
     Lengths are clipped to the model's positions, as in a SavedModel, whose batches mix requests.
     """
     config, generation = servable.model.config, servable.model.generation
-    longest = config.max_sequence_length
+    columns = {name: inputs[name] for name in SETTINGS if name in inputs}
+    if "max_length" in columns:
+        columns["max_length"] = np.minimum(columns["max_length"], config.max_sequence_length)
+    if "min_length" in columns:
+        most = columns.get("max_length", generation.max_length)
+        columns["min_length"] = np.minimum(columns["min_length"], most)
+    if "early_stopping" in columns:
+        columns["early_stopping"] = object_array(map(early_stopping, columns["early_stopping"]))
     jobs = []
     for number, row in enumerate(rows):
-        settings: dict[str, Any] = {
-            name: inputs[name].tolist()[number % len(inputs[name])]
-            for name in SETTINGS.keys() & inputs.keys()
-        }
-        if "max_length" in settings:
-            settings["max_length"] = min(settings["max_length"], longest)
-        if "min_length" in settings:
-            most = settings.get("max_length", generation.max_length)
-            settings["min_length"] = min(settings["min_length"], most)
-        if "early_stopping" in settings:
-            word = settings["early_stopping"]
-            if word not in EARLY_STOPPING:
-                text = word.decode("utf-8", "replace")
-                raise invalid(f"early_stopping must be true, false or never, received {text}")
-            settings["early_stopping"] = EARLY_STOPPING[word]
+        settings = {name: column.tolist()[number % len(column)] for name, column in columns.items()}
         jobs.append(Job(row, call_settings(generation, config, **settings), limits))
     return [
         [*sequences, *[NO_SEQUENCE] * (generation.num_return_sequences - len(sequences))]

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from bart_export.artifact.artifact import Artifact
 from bart_export.errors import BartExportError
@@ -85,7 +85,7 @@ class StreamCall:
     """
 
     text: str
-    parameters: Mapping[str, Any]
+    parameters: Mapping[str, object]
     emit: Callable[[str, int], None]
     limits: Limits = dataclasses.field(default_factory=Limits)
 

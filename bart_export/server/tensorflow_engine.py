@@ -20,7 +20,6 @@ import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -167,7 +166,7 @@ class SavedModelServable:
 
     def __init__(
         self,
-        session: Any,
+        session: tf.compat.v1.Session,
         meta_graph: Message,
         options: ServeOptions,
         parameters: Parameters | None,

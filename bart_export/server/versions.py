@@ -70,7 +70,7 @@ class ServedModel:
 def find_versions(model: ServedModel) -> dict[int, pathlib.Path]:
     """Return the directories of a model's complete versions, by number.
 
-    An artifact's manifest says whether the artifact is complete. Any other SavedModel counts as
+    An artifact's manifest says whether the artifact is complete. Another SavedModel counts as
     complete once it has a graph; it may still fail to load.
 
     Raises:
