@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Lease, Servable
-from bart_export.server.status import Code, StatusError, code_and_message, invalid, one_line
+from bart_export.server.status import Code, StatusError, invalid, status_of_load
 from bart_export.server.versions import (
     OpenVersion,
     ServedModel,
@@ -237,7 +237,7 @@ class ModelStore:
             else:
                 version = f" version: {latest.number}"
                 code, message = latest.code, latest.message
-        return f"{{name: {name}{version}}} due to error: {code.name}: {one_line(message)}"
+        return f"{{name: {name}{version}}} due to error: {code.name}: {message}"
 
     def _poll_models(self) -> None:
         """Poll all models periodically, and those in `due` immediately."""
@@ -259,7 +259,7 @@ class ModelStore:
             found = self.find_versions(model)
             remark = model.missing(found)
         except Exception as error:  # loaded versions stay, whatever the error
-            remark = code_and_message(error)[1]
+            remark = status_of_load(error).message
         for version in self._of(name):
             if version.has_failed and version.failed_files != list_files(version.path):
                 version.failed_files = None
@@ -267,7 +267,7 @@ class ModelStore:
             if self.served.get(name) is not model:
                 return
             if remark and remark != self.remarks.get(name):
-                LOG.warning("%s: %s", name, one_line(remark))
+                LOG.warning("%s: %s", name, remark)
             self.remarks[name] = remark
             self.due.discard(name)
             if found is not None:
@@ -311,8 +311,7 @@ class ModelStore:
             try:
                 servable.close()
             except Exception as error:  # it is unloaded either way
-                reason = code_and_message(error)[1]
-                LOG.warning("%s: closing version %d: %s", name, number, reason)
+                LOG.warning("%s: closing version %d: %s", name, number, status_of_load(error))
             LOG.info("%s: unloaded version %d", name, number)
         with self.changed:
             version.state = State.END
@@ -337,7 +336,7 @@ class ModelStore:
                     lambda: self.open_version(version.model, number, version.path),
                 )
             except Exception as error:  # other versions load, whatever the error
-                code, message = code_and_message(error)
+                failure = status_of_load(error)
             else:
                 with self.changed:
                     version.is_opening, version.servable = False, servable
@@ -347,7 +346,7 @@ class ModelStore:
                     self._retire(name)
                 return servable
             # A load that timed out may never end, so it is not tried again.
-            is_last = attempt > self.options.load_retries or code == Code.DEADLINE_EXCEEDED
+            is_last = attempt > self.options.load_retries or failure.code == Code.DEADLINE_EXCEEDED
             seconds = self.options.retry_seconds
             LOG.error(
                 "%s: version %d cannot be loaded (attempt %d, %s): %s",
@@ -355,11 +354,11 @@ class ModelStore:
                 number,
                 attempt,
                 "the last" if is_last else f"next in {seconds:g} s",
-                one_line(message),
+                failure,
             )
             with self.changed:
-                version.is_opening = False
-                version.state, version.code, version.message = State.LOADING, code, message
+                version.is_opening, version.state = False, State.LOADING
+                version.code, version.message = failure.code, failure.message
                 self.changed.notify_all()
                 if is_last:
                     version.failed_files = files

@@ -79,13 +79,8 @@ def status_of_error(error: BaseException) -> StatusError:
     return StatusError(Code.INTERNAL, f"{type(error).__name__}: {error}")
 
 
-def code_and_message(error: Exception) -> tuple[Code, str]:
-    """Return the code and message of an error; the code is UNKNOWN unless it is a StatusError."""
+def status_of_load(error: Exception) -> StatusError:
+    """Return the status of an error of a version; the code is UNKNOWN unless it has another."""
     if isinstance(error, StatusError):
-        return error.code, error.message
-    return Code.UNKNOWN, str(error) or type(error).__name__
-
-
-def one_line(text: str) -> str:
-    """Replace each run of whitespace in a string with one space, and strip its ends."""
-    return " ".join(text.split())
+        return error
+    return StatusError(Code.UNKNOWN, str(error) or type(error).__name__)
