@@ -7,7 +7,7 @@ dashboards for TensorFlow Serving do not expect. Additional metrics begin with `
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from bart_export.server.status import Code, StatusError
@@ -38,15 +38,15 @@ class Metrics:
         def count(name: str, *labels: str) -> "Gauge":
             return prometheus_client.Gauge(name, name, labels, registry=self.registry)
 
-        def latency(name: str, *labels: str) -> "Histogram":
+        def histogram(name: str, *labels: str, buckets: Sequence[float] = LATENCY) -> "Histogram":
             return prometheus_client.Histogram(
-                name, name, labels, registry=self.registry, buckets=LATENCY
+                name, name, labels, registry=self.registry, buckets=buckets
             )
 
         self.request_count = count(f"{TF}request_count", "model_name", "status")
-        self.request_latency = latency(f"{TF}request_latency", "model_name", "API", "entrypoint")
-        self.runtime_latency = latency(RUNTIME_LATENCY, "model_name", "API", "runtime")
-        self.warmup_latency = latency(f"{TF}model_warmup_latency", "model_path", "status")
+        self.request_latency = histogram(f"{TF}request_latency", "model_name", "API", "entrypoint")
+        self.runtime_latency = histogram(RUNTIME_LATENCY, "model_name", "API", "runtime")
+        self.warmup_latency = histogram(f"{TF}model_warmup_latency", "model_path", "status")
         # Running and waiting requests.
         self.in_progress = count(f"{OURS}requests_in_progress", "model_name")
         self.refused = count(f"{OURS}refused_count", "model_name")
@@ -54,12 +54,9 @@ class Metrics:
         self.running = count(f"{OURS}running_generations", "model_name")
         self.waiting = count(f"{OURS}waiting_generations", "model_name")
         self.generated_tokens = count(f"{OURS}generated_tokens", "model_name")
-        self.batch_size = prometheus_client.Histogram(
-            f"{OURS}batch_size", "batch_size", ["model_name"], registry=self.registry,
-            buckets=BATCH_SIZES,
-        )  # fmt: skip
-        self.time_to_first_token = latency(f"{OURS}time_to_first_token", "model_name")
-        self.queueing_time = latency(f"{OURS}queueing_time", "model_name")
+        self.batch_size = histogram(f"{OURS}batch_size", "model_name", buckets=BATCH_SIZES)
+        self.time_to_first_token = histogram(f"{OURS}time_to_first_token", "model_name")
+        self.queueing_time = histogram(f"{OURS}queueing_time", "model_name")
 
     @contextlib.contextmanager
     def timed(self, histogram: "Histogram", *labels: str) -> Iterator[None]:
