@@ -55,11 +55,8 @@ def decode_twice(generator: Generator) -> None:
     start = generator.generation.decoder_start_token_id
     for beams in {1, generator.generation.num_beams}:
         state = generator.engine.start(source, beams, 2)
+        token_ids, beam_index = np.full(beams, start, np.int32), np.arange(beams, dtype=np.int32)
         for _ in range(2):
-            token_ids, beam_index = (
-                np.full(beams, start, np.int32),
-                np.arange(beams, dtype=np.int32),
-            )
             logits, state = generator.engine.step(state, token_ids, beam_index)
             log_normalizers(logits)
 
@@ -76,9 +73,9 @@ class Start:
 
 @dataclasses.dataclass(frozen=True)
 class Cancel:
-    """A command to stop these generations."""
+    """A command to stop a generation."""
 
-    numbers: Sequence[int]
+    number: int
 
 
 Commands: TypeAlias = list[Start] | Cancel  # None ends the worker
@@ -163,11 +160,11 @@ class Worker:
             self.report()
 
     def take(self, commands: Commands) -> None:
-        """Submit new tasks, or cancel tasks."""
+        """Submit new tasks, or cancel one."""
         if isinstance(commands, Cancel):
-            ended = [self.tasks.pop(number, None) for number in commands.numbers]
-            self.scheduler.cancel(*filter(None, ended))
-            self.started.difference_update(commands.numbers)
+            if task := self.tasks.pop(commands.number, None):
+                self.scheduler.cancel(task)
+            self.started.discard(commands.number)
             return
         for start in commands:
             task = Task(start.token_ids, start.generation, start.streams)

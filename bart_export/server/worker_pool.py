@@ -67,11 +67,6 @@ class Job:
     has_streamed: bool = False
     attempts: int = 0
 
-    @property
-    def command(self) -> Start:
-        """The command to a worker that starts the job."""
-        return Start(self.number, self.token_ids, self.generation, self.streams)
-
 
 class WorkerPool:
     """Worker processes for one artifact; jobs go to the one with the fewest.
@@ -208,14 +203,16 @@ class WorkerProcess:
         """Tell the process to run jobs. The caller holds the lock."""
         for job in jobs:
             job.attempts += 1
-        self.commands.put([job.command for job in jobs])
+        self.commands.put(
+            [Start(job.number, job.token_ids, job.generation, job.streams) for job in jobs]
+        )
 
     def stop(self, job: Job, error: StatusError) -> None:
         """Stop a job if it is one of this worker's."""
         with self.lock:
             is_ours = self.jobs.pop(job.number, None) is not None
             if is_ours and self.is_ready:
-                self.commands.put(Cancel([job.number]))
+                self.commands.put(Cancel(job.number))
         if is_ours:
             self.pool.end(job, error)
 
