@@ -66,10 +66,7 @@ def read_text(path: pathlib.Path, kind: Message) -> Message:
         ConfigurationError: for a file that cannot be read or parsed.
     """
     try:
-        with documents.open_regular(path) as file:
-            text = file.read(MAX_TEXT_BYTES + 1)
-        if len(text) > MAX_TEXT_BYTES:
-            raise ValueError(f"it has more than {MAX_TEXT_BYTES} bytes")
+        text = documents.read_bounded(path, MAX_TEXT_BYTES)
         if BACKSLASHES in text:
             raise ValueError(f"it has {len(BACKSLASHES)} backslashes in a row")
         return text_format.Parse(text.decode(), kind(), descriptor_pool=POOL)

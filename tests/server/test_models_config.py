@@ -120,7 +120,7 @@ MUST_HOLD = "must hold a tensorflow.serving.ModelServerConfig as text"
 BAD_FILES = [
     (None, "cannot be read: No such file"),
     (listed('name: "m"').encode(), "Expected model m to have an absolute path"),
-    (b"#\n" * 2**20, "as text: it has more than 1048576 bytes"),
+    (b"#\n" * 2**20, "cannot be read: it has more than 1,048,576 bytes"),
     (b"\\" * 2**16, "as text: it has 64 backslashes in a row"),
     (b"model_config_list { " + b"a" * 2**19, "must hold"),
     (b"model_config_list {", MUST_HOLD),
