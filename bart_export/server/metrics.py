@@ -4,13 +4,12 @@ Counters are gauges, because prometheus_client appends `_total` to the names of 
 dashboards for TensorFlow Serving do not expect. Additional metrics begin with `:bart_export:`.
 """
 
-import asyncio
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from bart_export.server.status import Code, StatusError
+from bart_export.server.status import Code, status_of_error
 
 if TYPE_CHECKING:
     from prometheus_client import Gauge, Histogram
@@ -70,20 +69,21 @@ class Metrics:
         """Count a request by its status code, and time it if it succeeds.
 
         Callers pass "" for an unknown model, so that clients cannot create labels.
+
+        Raises:
+            StatusError: for any error of the request.
         """
         code = Code.OK
         self.in_progress.labels(model_name).inc()
         try:
             with self.timed(self.request_latency, model_name, api, entrypoint):
                 yield
-        except StatusError as error:
-            code = error.code
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
+        except Exception as error:
+            status = status_of_error(error)
+            code = status.code
+            raise status from error
+        except BaseException:  # the client has disconnected
             code = Code.CANCELLED
-            raise
-        except BaseException:
-            code = Code.INTERNAL
             raise
         finally:
             self.in_progress.labels(model_name).dec()

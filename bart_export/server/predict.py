@@ -17,7 +17,7 @@ from bart_export.server.messages import Message
 from bart_export.server.metrics import RUNTIMES, Metrics
 from bart_export.server.model_store import ModelSpec, ModelStore
 from bart_export.server.servable import Answer, Call, Lease, Limits, Servable, Tensors
-from bart_export.server.status import Code, StatusError, invalid, status_of_error
+from bart_export.server.status import Code, StatusError, invalid
 
 DEFAULT_SIGNATURE = "serving_default"
 NO_EXAMPLES = (
@@ -50,18 +50,14 @@ class Predictor:
     def counted(
         self, spec: ModelSpec, api: str, entrypoint: str
     ) -> contextlib.AbstractContextManager[None]:
-        """Count and time a request, without a model name if the model is unknown."""
+        """Count and time a request as `Metrics.request` does."""
         known = spec.name if spec.name in self.store.names() else ""
         return self.metrics.request(known, api, entrypoint)
 
     async def predict(
         self, spec: ModelSpec, read: Callable[[Servable], Call], size: int
     ) -> Prediction:
-        """Run a signature and return its outputs; `read` reads a request of `size` bytes.
-
-        Raises:
-            StatusError: for an invalid request, or an error of the servable.
-        """
+        """Run a signature and return its outputs; `read` reads a request of `size` bytes."""
         with self.store.lease(spec) as lease:
             call = await run_off_loop(size, lambda: read(lease.servable))
             served = self.store.served.get(spec.name)
@@ -204,7 +200,5 @@ async def result_of(future: "Future[Answer]", limits: Limits) -> Answer:
         if not (await asyncio.wait([outcome], timeout=limits.remaining()))[0]:
             raise TimeoutError
         return outcome.result()
-    except Exception as error:
-        raise status_of_error(error) from error
     finally:
         limits.stop.set()

@@ -208,8 +208,6 @@ class Service:
                     while piece := await asyncio.wait_for(pieces.get(), limits.remaining()):
                         yield event_bytes("token", {"text": piece[0], "tokens": piece[1]})
                     yield event_bytes("done", summary(future.result(), limits.remarks))
-                except Exception as error:
-                    raise status_of_error(error) from error
                 finally:
                     limits.stop.set()
 

@@ -12,10 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
 from bart_export.artifact.artifact import Artifact
-from bart_export.errors import BartExportError
 from bart_export.runtime.results import Result
 from bart_export.server.messages import Array, Message
-from bart_export.server.status import TIMED_OUT, Code, StatusError, status_of_error
+from bart_export.server.status import TIMED_OUT, Code, StatusError
 from bart_export.text.tokenizer import BartTokenizer
 
 # Strings are arrays of bytes with dtype object.
@@ -108,8 +107,8 @@ class Servable(Protocol):
     def submit(self, call: Call) -> "Future[Tensors]":
         """Run a signature, and return a future of its outputs.
 
-        The future's error is a StatusError: INVALID_ARGUMENT for inputs with a wrong dtype or
-        shape, DEADLINE_EXCEEDED, CANCELLED, or an error of the engine.
+        `status_of_error` gives the code of the future's error: INVALID_ARGUMENT for inputs with a
+        wrong dtype or shape, DEADLINE_EXCEEDED, CANCELLED, or that of another error of the engine.
 
         Raises:
             StatusError: UNAVAILABLE if the queue is full, or any error found before queueing.
@@ -161,8 +160,6 @@ class Workers:
     def submit(self, work: Callable[[], Answer], limits: Limits) -> "Future[Answer]":
         """Do some work on the next free thread, unless its limits are exceeded by then.
 
-        A BartExportError of the work becomes a StatusError.
-
         Raises:
             StatusError: UNAVAILABLE if the queue is full.
         """
@@ -173,8 +170,6 @@ class Workers:
             try:
                 limits.check()
                 return work()
-            except BartExportError as error:
-                raise status_of_error(error) from error
             finally:
                 # Before the result is set: whoever receives it may submit again.
                 self._free.release()

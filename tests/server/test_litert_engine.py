@@ -9,13 +9,14 @@ import time
 import numpy as np
 import pytest
 
+from bart_export.errors import BartExportError
 from bart_export.runtime.generator import Generator
 from bart_export.server.litert_engine import ArtifactServable
 from bart_export.server.messages import object_array
 from bart_export.server.metrics import GenerationMetrics, Metrics
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call, Limits, StreamCall
-from bart_export.server.status import Code, StatusError
+from bart_export.server.status import Code, StatusError, status_of_error
 
 TEXT = "A library for reading and writing compressed archives. It streams large files."
 
@@ -104,9 +105,9 @@ WRONG = {
 def test_wrong_inputs_are_told(servable, case):
     signature, inputs, message = WRONG[case]
     outputs = tuple(servable.signature_defs[signature].outputs)
-    with pytest.raises(StatusError, match=message) as error:
+    with pytest.raises(BartExportError, match=message) as error:
         run(servable, signature, outputs, inputs)
-    assert error.value.code == Code.INVALID_ARGUMENT
+    assert status_of_error(error.value).code == Code.INVALID_ARGUMENT
 
 
 def test_lengths_are_brought_within_the_model(servable, generator):

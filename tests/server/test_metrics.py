@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from bart_export.errors import InputError
 from bart_export.server.metrics import Metrics
 from bart_export.server.status import Code, StatusError
 
@@ -24,6 +25,7 @@ def samples(metrics):
     ("error", "status", "refused"),
     [
         (StatusError(Code.INVALID_ARGUMENT, "no"), "INVALID_ARGUMENT", 0),
+        (InputError("too long"), "INVALID_ARGUMENT", 0),
         (StatusError(Code.UNAVAILABLE, "full"), "UNAVAILABLE", 1),
         (asyncio.CancelledError(), "CANCELLED", 0),
         (KeyError("x"), "INTERNAL", 0),
@@ -32,8 +34,10 @@ def samples(metrics):
 def test_a_request_that_fails_is_counted_by_its_code_and_not_timed(error, status, refused):
     metrics = Metrics()
     assert samples(metrics) == {}
-    with pytest.raises(type(error)), metrics.request("m", "predict", "REST"):
+    kind = StatusError if isinstance(error, Exception) else type(error)
+    with pytest.raises(kind) as raised, metrics.request("m", "predict", "REST"):
         raise error
+    assert error in (raised.value, raised.value.__cause__)
     read = samples(metrics)
     labels = (("model_name", "m"), ("status", status))
     assert read.pop((":tensorflow:serving:request_count", labels)) == 1
