@@ -33,10 +33,10 @@ NOT["tune"] = NOT["report"] = RUN - {"bench"}
 NOT["scale"] = {"edgetpu", "server"}
 # The order of the modules inside a room.
 INSIDE = {
-    "server": ("options", "status", "messages", "metrics", "servable", "versions",
+    "server": ("options", "status", "messages", "json_tensors", "metrics", "servable", "versions",
                "models_config", "merging", "batching", "worker", "worker_pool", "litert_engine",
-               "tensorflow_engine", "model_store", "predict", "open_version", "json_tensors",
-               "http_server", "rest", "grpc_server", "serve"),
+               "tensorflow_engine", "model_store", "predict", "open_version", "http_server",
+               "rest", "grpc_server", "serve"),
     "verify": ("data", "golden", "traces", "weights", "structure", "tolerance", "compare",
                "checks", "reference", "tokenization", "saved_model"),
 }  # fmt: skip

@@ -16,7 +16,6 @@ from bart_export.errors import shown
 from bart_export.server import messages
 from bart_export.server.messages import Array, Message
 from bart_export.server.options import MAX_AXES, MAX_JSON_LISTS, MAX_JSON_VALUES
-from bart_export.server.predict import check_rows
 from bart_export.server.status import Code, StatusError, invalid
 
 # Names of JSON values in errors, by the kind of NumPy dtype.
@@ -84,7 +83,7 @@ def columns_of_rows(
     rows: list[object], names: list[str], most_rows: int
 ) -> dict[str, list[object]]:
     """Return the columns of rows that are objects with every input."""
-    check_rows("instances", len(rows), most_rows)
+    messages.check_rows("instances", len(rows), most_rows)
     columns: dict[str, list[object]] = {name: [] for name in names}
     for number, row in enumerate(rows):
         if not is_named(row) or row.keys() != columns.keys():
@@ -113,7 +112,7 @@ def json_tensor(value: object, data_type: int, name: str, most_rows: int) -> Arr
     if dtype.kind not in JSON_VALUES:
         raise StatusError(Code.UNIMPLEMENTED, f"JSON has no values of type {dtype.name}")
     if isinstance(value, list):
-        check_rows(name, len(value), most_rows)
+        messages.check_rows(name, len(value), most_rows)
     # NumPy keeps lists of different lengths as elements.
     leaves = np.array(value, object)
     if leaves.ndim > MAX_AXES:

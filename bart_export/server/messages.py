@@ -194,6 +194,15 @@ def elements(proto: Message, size: int) -> Array:
     return np.concatenate([flat, np.repeat(last, size - len(flat))])
 
 
+def check_rows(name: str, rows: int, most: float) -> None:
+    """Raise StatusError for an input with too many rows."""
+    if rows > most:
+        raise invalid(
+            f"Expected {name} to have at most {most} rows, received {rows}. Send several requests, "
+            "or start the server with a larger --max-request-rows."
+        )
+
+
 def tensor_proto(array: Array, *, as_content: bool = False) -> Message:
     """Return an array as a TensorProto.
 

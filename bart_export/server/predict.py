@@ -109,7 +109,7 @@ def call_of(
     check_inputs(signature, request.inputs)
     for alias, proto in request.inputs.items():
         rows = proto.tensor_shape.dim[0].size if proto.tensor_shape.dim else 1
-        check_rows(alias, rows, most_rows)
+        messages.check_rows(alias, rows, most_rows)
     return Call(
         signature=name,
         inputs={alias: messages.to_array(proto, alias) for alias, proto in request.inputs.items()},
@@ -130,15 +130,6 @@ def check_inputs(signature: Message, input_names: Collection[str]) -> None:
         raise invalid(
             f"Expected the inputs {in_braces(known)}, received {in_braces(sent)}. "
             f"Missing but required: {in_braces(missing)}. Unknown: {in_braces(unknown)}."
-        )
-
-
-def check_rows(name: str, rows: int, most: float) -> None:
-    """Raise StatusError for an input with too many rows."""
-    if rows > most:
-        raise invalid(
-            f"Expected {name} to have at most {most} rows, received {rows}. Send several requests, "
-            "or start the server with a larger --max-request-rows."
         )
 
 
