@@ -15,7 +15,7 @@ import math
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import h11
@@ -30,6 +30,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from bart_export.errors import ConfigurationError
 from bart_export.server import json_tensors
 from bart_export.server.options import ServeOptions
+from bart_export.server.status import status_of_error
 
 LOG = logging.getLogger(__name__)
 
@@ -280,8 +281,7 @@ class Admission:
         try:
             self.check(scope)
         except HTTPException as error:
-            response = error_response(error.status_code, error.detail, error.headers)
-            await response(scope, receive, send)
+            await error_answer(error)(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
@@ -366,8 +366,13 @@ JSON = "application/json"
 ERROR_CHARACTERS = 1024
 
 
-def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+def error_answer(error: Exception) -> Response:
     """Return an error as a JSON response; a long message is cut."""
+    if isinstance(error, HTTPException):
+        code, message, headers = error.status_code, error.detail, error.headers
+    else:
+        status = status_of_error(error)
+        code, message, headers = status.code.http_status, status.message, None
     if len(message) > ERROR_CHARACTERS:
         message = f"{message[:ERROR_CHARACTERS]} ..."
-    return Response(json_tensors.encoded({"error": message}), status, headers, JSON)
+    return Response(json_tensors.encoded({"error": message}), code, headers, JSON)

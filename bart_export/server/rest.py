@@ -24,7 +24,7 @@ from starlette.routing import Route
 from bart_export.errors import shown
 from bart_export.runtime.results import Result
 from bart_export.server import json_tensors, messages
-from bart_export.server.http_server import JSON, error_response
+from bart_export.server.http_server import JSON, error_answer
 from bart_export.server.metrics import CONTENT_TYPE, Metrics
 from bart_export.server.model_store import ModelSpec, ModelStore
 from bart_export.server.options import MAX_BEAMS, ServeOptions
@@ -36,7 +36,7 @@ from bart_export.server.predict import (
     signature_def,
 )
 from bart_export.server.servable import Call, Limits, Remarks, Servable, StreamCall
-from bart_export.server.status import Code, StatusError, invalid, status_of_error
+from bart_export.server.status import Code, StatusError, invalid
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
 PAGE = pathlib.Path(__file__).with_name("page.html")
@@ -76,14 +76,6 @@ async def error_of_route(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         error.detail += f": {request.method} {request.url.path}"
     return error_answer(error)
-
-
-def error_answer(error: Exception) -> Response:
-    """Return an error as a response."""
-    if isinstance(error, HTTPException):
-        return error_response(error.status_code, error.detail, error.headers)
-    status = status_of_error(error)
-    return error_response(status.code.http_status, status.message)
 
 
 class Service:

@@ -9,6 +9,7 @@ import time
 
 import httpx
 import pytest
+from starlette.exceptions import HTTPException
 from support.arithmetic import Arithmetic
 from support.command import python
 from support.rest_server import ANSWER, METRICS, MODEL, PREDICT, ROWS, serving
@@ -310,7 +311,7 @@ def test_a_cancelled_request_is_answered_before_the_server_has_ended():
             await asyncio.sleep(60)
         except asyncio.CancelledError:
             await asyncio.sleep(0.3)
-            await http_server.error_response(503, "late")(scope, receive, send)
+            await http_server.error_answer(HTTPException(503, "late"))(scope, receive, send)
 
     async def end():
         server = http_server.RestServer(slow, ServeOptions(drain_seconds=0))
