@@ -24,8 +24,8 @@ from bart_export.server.metrics import GenerationMetrics
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import (
     Call,
+    Emit,
     Limits,
-    StreamCall,
     Tensors,
     TextReader,
     Workers,
@@ -79,39 +79,40 @@ class ArtifactServable:
 
         return self.threads.submit(work, call.limits)
 
-    def stream(self, call: StreamCall) -> "Future[Result]":
+    def stream(
+        self, text: str, parameters: Mapping[str, object], emit: Emit, limits: Limits
+    ) -> "Future[Result]":
         """Generate from a text piece by piece; see `servable.Servable`."""
 
         def work() -> Result:
-            generation = call_settings(self.model.generation, self.model.config, **call.parameters)
-            remarks = call.limits.remarks
-            token_ids = self.reader.encode(call.text, remarks)
-            if is_blank(call.text):
-                remarks.empty.append(0)
+            generation = call_settings(self.model.generation, self.model.config, **parameters)
+            token_ids = self.reader.encode(text, limits.remarks)
+            if is_blank(text):
+                limits.remarks.empty.append(0)
                 sequence = GeneratedSequence("", (generation.decoder_start_token_id,), 0.0)
                 sequences = (sequence,) * generation.num_return_sequences
                 return Result(sequences, tuple(token_ids), Timings(0.0, 0.0, 0))
-            job = Job(token_ids, generation, call.limits, streams=True)
+            job = Job(token_ids, generation, limits, streams=True)
             detokenizer = IncrementalDetokenizer(self.model.tokenizer, keep_first_space=False)
             tokens = 0
 
-            def emit(piece: str) -> None:
-                call.limits.check()
+            def emit_piece(piece: str) -> None:
+                limits.check()
                 if piece:
-                    call.emit(piece, tokens)
+                    emit(piece, tokens)
 
             self.pool.submit([job])
             try:
                 while settled := job.tokens.get():
                     tokens += len(settled)
-                    emit("".join(map(detokenizer.push, settled)))
+                    emit_piece("".join(map(detokenizer.push, settled)))
                 result = job.future.result()
-                emit(detokenizer.finish())
+                emit_piece(detokenizer.finish())
                 return result
             finally:
                 self.pool.cancel([job])
 
-        return self.threads.submit(work, call.limits)
+        return self.threads.submit(work, limits)
 
     def close(self) -> None:
         """Wait for running calls, and end the threads and processes."""

@@ -35,7 +35,7 @@ from bart_export.server.predict import (
     run_off_loop,
     signature_def,
 )
-from bart_export.server.servable import Call, Limits, Remarks, Servable, StreamCall
+from bart_export.server.servable import Call, Limits, Remarks, Servable
 from bart_export.server.status import Code, StatusError, invalid
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
@@ -189,13 +189,10 @@ class Service:
             text, parameters = text_and_parameters(document)
             with self.store.lease(spec) as lease:
                 try:
-                    call = StreamCall(
-                        text=text,
-                        parameters=parameters,
-                        emit=lambda text, tokens: put((text, tokens)),
-                        limits=limits,
+                    work = lease.servable.stream(
+                        text, parameters, lambda piece, tokens: put((piece, tokens)), limits
                     )
-                    future = lease.keep(lease.servable.stream(call))
+                    future = lease.keep(work)
                     future.add_done_callback(lambda _: put(None))
                     while piece := await asyncio.wait_for(pieces.get(), limits.remaining()):
                         yield event_bytes("token", {"text": piece[0], "tokens": piece[1]})

@@ -75,18 +75,8 @@ class Call:
     limits: Limits = dataclasses.field(default_factory=Limits)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StreamCall:
-    """One generation from a text, returned piece by piece.
-
-    `parameters` are fields of `config.GenerationConfig`. `emit` is called on the worker's thread
-    with each piece of text and the number of tokens generated so far.
-    """
-
-    text: str
-    parameters: Mapping[str, object]
-    emit: Callable[[str, int], None]
-    limits: Limits = dataclasses.field(default_factory=Limits)
+# Takes a piece of text and the number of tokens generated so far.
+Emit = Callable[[str, int], None]
 
 
 class Servable(Protocol):
@@ -114,8 +104,12 @@ class Servable(Protocol):
             StatusError: UNAVAILABLE if the queue is full, or any error found before queueing.
         """
 
-    def stream(self, call: StreamCall) -> "Future[Result]":
+    def stream(
+        self, text: str, parameters: Mapping[str, object], emit: Emit, limits: Limits
+    ) -> "Future[Result]":
         """Generate from a text piece by piece; the future is done after the last piece.
+
+        `parameters` are fields of `config.GenerationConfig`. Another thread calls `emit`.
 
         Raises:
             StatusError: UNAVAILABLE if the queue is full; UNIMPLEMENTED unless `streams`.

@@ -36,7 +36,7 @@ from bart_export.server.batching import BatchScheduler, Parameters
 from bart_export.server.merging import joined_outputs
 from bart_export.server.messages import Message
 from bart_export.server.options import ServeOptions
-from bart_export.server.servable import Call, StreamCall, Tensors, TextReader, Workers
+from bart_export.server.servable import Call, Emit, Limits, Tensors, TextReader, Workers
 from bart_export.server.status import Code, StatusError, invalid
 from bart_export.server.versions import GRAPH, SAVED_MODEL
 
@@ -207,7 +207,9 @@ class SavedModelServable:
             lambda: self.run(signature, outputs, inputs, limits.remaining()), limits
         )
 
-    def stream(self, call: StreamCall) -> "Future[Result]":
+    def stream(
+        self, text: str, parameters: Mapping[str, object], emit: Emit, limits: Limits
+    ) -> "Future[Result]":
         """Refuse to stream; see `servable.Servable`."""
         raise StatusError(
             Code.UNIMPLEMENTED,

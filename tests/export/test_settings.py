@@ -16,7 +16,7 @@ from bart_export.server.messages import object_array
 from bart_export.server.metrics import GenerationMetrics, Metrics
 from bart_export.server.options import ServeOptions
 from bart_export.server.rest import text_and_parameters
-from bart_export.server.servable import Call, StreamCall
+from bart_export.server.servable import Call, Limits
 
 CASE = Path(__file__).parents[1] / "data/cases/max-length-beyond-positions"
 NOTE = (
@@ -90,11 +90,7 @@ def test_every_front_end_lowers_a_shortest_length_that_a_call_leaves_alone(tmp_p
     streamed_text, parameters = text_and_parameters({"text": text, "max_new_tokens": 7})
     pieces = []
     servable.stream(
-        StreamCall(
-            text=streamed_text,
-            parameters=parameters,
-            emit=lambda piece, tokens: pieces.append(piece),
-        )
+        streamed_text, parameters, lambda piece, tokens: pieces.append(piece), Limits()
     ).result(60)
     assert "".join(pieces) == expected.text
     servable.close()

@@ -15,7 +15,7 @@ from bart_export.server.litert_engine import ArtifactServable
 from bart_export.server.messages import object_array
 from bart_export.server.metrics import GenerationMetrics, Metrics
 from bart_export.server.options import ServeOptions
-from bart_export.server.servable import Call, Limits, StreamCall
+from bart_export.server.servable import Call, Limits
 from bart_export.server.status import Code, StatusError, status_of_error
 
 TEXT = "A library for reading and writing compressed archives. It streams large files."
@@ -131,9 +131,8 @@ def test_stopping_ends_the_work_before_the_next_token(servable):
         if len(pieces) == 2:
             limits.stop.set()
 
-    call = StreamCall(text=TEXT, parameters={"num_beams": 1}, emit=emit, limits=limits)
     with pytest.raises(StatusError) as error:
-        servable.stream(call).result(timeout=60)
+        servable.stream(TEXT, {"num_beams": 1}, emit, limits).result(timeout=60)
     assert error.value.code == Code.CANCELLED
     assert len(pieces) == 2
 

@@ -18,7 +18,7 @@ from support.made_up_saved_models import (
 from bart_export.server import open_version, tensorflow_engine
 from bart_export.server.metrics import Metrics
 from bart_export.server.options import ServeOptions
-from bart_export.server.servable import Call, Limits, StreamCall
+from bart_export.server.servable import Call, Limits
 from bart_export.server.status import Code, StatusError
 from bart_export.server.versions import TENSORFLOW, ServedModel
 
@@ -217,7 +217,7 @@ def test_workers_run_in_parallel(opened):
 
 def test_streaming_is_refused(assorted):
     with pytest.raises(StatusError, match="LiteRT engine") as refused:
-        assorted.stream(StreamCall(text="a", parameters={}, emit=lambda *_: None))
+        assorted.stream("a", {}, lambda *_: None, Limits())
     assert refused.value.code is Code.UNIMPLEMENTED
     assert not assorted.streams
 

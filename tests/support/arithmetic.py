@@ -125,7 +125,7 @@ class Arithmetic:
             self.running += running
             self.stopped += stopped
 
-    def stream(self, call):
+    def stream(self, text, parameters, emit, limits):
         future = Future()
         future.set_exception(StatusError(Code.UNIMPLEMENTED, "Arithmetic has no tokens"))
         return future

@@ -34,29 +34,29 @@ class Counting:
         self.ended = threading.Event()
         self.closed = threading.Event()
 
-    def stream(self, call):
+    def stream(self, text, parameters, emit, limits):
         if not self.places.acquire(blocking=False):
             raise StatusError(Code.UNAVAILABLE, "The queue is full")
         self.ended.clear()
-        future = self.workers.submit(self.count, call)
+        future = self.workers.submit(self.count, text, parameters, emit, limits)
         future.add_done_callback(lambda _: (self.places.release(), self.ended.set()))
         return future
 
-    def count(self, call):
-        generation = GenerationConfig().replace(**call.parameters)
-        if len(call.text) > LONGEST_TEXT:
-            raise InputError(f"A text may have {LONGEST_TEXT} tokens, received {len(call.text)}.")
-        broken = int(call.text) if call.text.isdecimal() else None
-        call.limits.remarks.truncated += [0] if "cut" in call.text else []
-        call.limits.remarks.empty += [] if call.text.strip() else [0]
+    def count(self, text, parameters, emit, limits):
+        generation = GenerationConfig().replace(**parameters)
+        if len(text) > LONGEST_TEXT:
+            raise InputError(f"A text may have {LONGEST_TEXT} tokens, received {len(text)}.")
+        broken = int(text) if text.isdecimal() else None
+        limits.remarks.truncated += [0] if "cut" in text else []
+        limits.remarks.empty += [] if text.strip() else [0]
         words = []
         for number in range(1, generation.max_length + 1):
             time.sleep(self.seconds)
-            call.limits.check()
+            limits.check()
             if number == broken:
                 raise RuntimeError("the engine broke")
             words.append(f"{number} ")
-            call.emit(words[-1], number)
+            emit(words[-1], number)
             self.emitted += 1
         sequence = GeneratedSequence("".join(words), tuple(range(len(words) + 1)), -0.5)
         seconds = self.seconds * len(words)

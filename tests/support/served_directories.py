@@ -55,7 +55,7 @@ class Opened:
     def submit(self, call):
         raise NotImplementedError
 
-    def stream(self, call):
+    def stream(self, text, parameters, emit, limits):
         raise NotImplementedError
 
     def close(self):
