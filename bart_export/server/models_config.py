@@ -6,8 +6,8 @@ import pathlib
 import threading
 from collections.abc import Callable, Sequence
 
-from bart_export.artifact.artifact import MANIFEST, Artifact
-from bart_export.errors import ArtifactError, BartExportError, ConfigurationError
+from bart_export.artifact.artifact import MANIFEST, Artifact, no_artifact
+from bart_export.errors import ArtifactError, BartExportError, ConfigurationError, NoArtifact
 from bart_export.locations import Location, is_remote, last_name, url_of
 from bart_export.presets import PRESETS
 from bart_export.server import messages
@@ -165,16 +165,8 @@ def served_model(name: str, directory: pathlib.Path, engine: str | None = None) 
         ArtifactError: if the directory does not exist, or has no files for the engine.
     """
     path = pathlib.Path(os.path.abspath(directory))  # links are kept: they may change later
-    if path.is_file():
-        raise ArtifactError(
-            f"Expected an artifact directory, received the file {directory}. Name a directory with "
-            f"a {MANIFEST}."
-        )
-    if not path.is_dir() and str(directory) in PRESETS:
-        raise ArtifactError(
-            f"{directory} is a preset, which must be exported before it can be served: bart-export "
-            f"--preset {directory} --target tflite. Then serve artifacts/{directory}."
-        )
+    if path.is_file() or (str(directory) in PRESETS and not path.is_dir()):
+        raise NoArtifact(no_artifact(directory))
     if not path.is_dir():
         raise ArtifactError(
             f"There is no directory {directory}. Expected an artifact, such as one made by "
@@ -212,11 +204,7 @@ def choose_engine(
         )
     if not (base_path / MANIFEST).is_file():
         if (base_path / "config.json").is_file():
-            raise ArtifactError(
-                f"{base_path} is a checkpoint, which must be exported before it can be served: "
-                f"bart-export --preset {base_path} --target tflite --output DIRECTORY. Then serve "
-                "DIRECTORY."
-            )
+            raise NoArtifact(no_artifact(base_path))
         if requested == LITERT:
             raise ArtifactError(
                 f"The engine {LITERT} serves artifacts, but {base_path} has no {MANIFEST}. Use "
