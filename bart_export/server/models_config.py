@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from bart_export.artifact.artifact import MANIFEST, Artifact, no_artifact
+from bart_export.artifact.manifest import SAVED_MODEL, TFLITE
 from bart_export.errors import ArtifactError, BartExportError, ConfigurationError, NoArtifact
 from bart_export.locations import Location, is_remote, last_name, url_of
 from bart_export.presets import PRESETS
@@ -15,7 +16,6 @@ from bart_export.server.status import StatusError, invalid
 from bart_export.server.versions import (
     GRAPH,
     LITERT,
-    SAVED_MODEL,
     TENSORFLOW,
     ServedModel,
     VersionPolicy,
@@ -26,7 +26,7 @@ from bart_export.server.versions import (
 LOG = logging.getLogger(__name__)
 
 # The target whose files each engine runs, the fastest engine first.
-TARGETS = {LITERT: "tflite", TENSORFLOW: SAVED_MODEL}
+TARGETS = {LITERT: TFLITE, TENSORFLOW: SAVED_MODEL}
 MAX_NAMES = 10  # of artifacts in an error message
 
 

@@ -26,6 +26,7 @@ from google.protobuf.message import DecodeError
 
 from bart_export import contract, documents
 from bart_export.artifact.artifact import Artifact, is_artifact
+from bart_export.artifact.manifest import SAVED_MODEL
 from bart_export.config import GenerationConfig
 from bart_export.errors import ArtifactError
 from bart_export.quiet import native_stderr_silenced
@@ -38,7 +39,7 @@ from bart_export.server.messages import Message
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call, Emit, Limits, Tensors, TextReader, Workers
 from bart_export.server.status import Code, StatusError, invalid
-from bart_export.server.versions import GRAPH, SAVED_MODEL
+from bart_export.server.versions import GRAPH
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with native_stderr_silenced():
@@ -135,7 +136,7 @@ def open_saved_model(directory: pathlib.Path, options: ServeOptions) -> "SavedMo
         raise StatusError(
             Code.NOT_FOUND if isinstance(error, OSError) else Code.INTERNAL,
             f"{directory} must hold a SavedModel with the tag '{TAG}', but it cannot be loaded: "
-            f"{one_line(str(error))}",
+            f"{without_nodes(str(error))}",
         ) from error
 
 
@@ -255,9 +256,9 @@ class SavedModelServable:
                 None,
             )
         except tf.errors.OpError as error:
-            raise StatusError(Code(error.error_code), one_line(error.message)) from error
+            raise StatusError(Code(error.error_code), without_nodes(error.message)) from error
         except (KeyError, TypeError, ValueError) as error:
-            raise invalid(one_line(str(error.args[0]))) from error
+            raise invalid(without_nodes(str(error.args[0]))) from error
         finally:
             native.TF_DeleteBuffer(buffer)
         # TensorFlow returns scalars as plain numbers and bytes.
@@ -311,7 +312,7 @@ def read_records(path: pathlib.Path) -> Iterator[bytes]:
 ROOT_ERROR = re.compile(r"^\s*\(0\) [A-Z_]+: ")
 
 
-def one_line(message: str) -> str:
+def without_nodes(message: str) -> str:
     """Return TensorFlow's message without node names, which mean nothing to clients.
 
     If a run has several errors ("2 root error(s) found."), return the first.

@@ -14,13 +14,14 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, wait
 
 from bart_export.artifact.artifact import Artifact, is_artifact, path_of
+from bart_export.artifact.manifest import SAVED_MODEL
 from bart_export.errors import ArtifactError
 from bart_export.runtime.engine_choice import choose_file
 from bart_export.server.servable import Servable
 from bart_export.server.status import Code, StatusError
 
 TENSORFLOW, LITERT = "tensorflow", "litert"
-SAVED_MODEL, GRAPH = "saved_model", "saved_model.pb"
+GRAPH = "saved_model.pb"
 
 VERSION = re.compile(r"[0-9]+")
 HIGHEST_VERSION = 2**63 - 1  # versions are int64 in every message

@@ -281,7 +281,7 @@ servable.close()
     ],
 )
 def test_messages_have_one_line_and_no_node_names(message, line):
-    assert tensorflow_engine.one_line(message) == line
+    assert tensorflow_engine.without_nodes(message) == line
 
 
 BATCHES_OF_FOUR = "max_batch_size { value: 4 } batch_timeout_micros { value: 60000000 }"
