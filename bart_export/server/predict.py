@@ -9,10 +9,10 @@ import contextlib
 import dataclasses
 import math
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
 
-from bart_export.server import messages, servable
+from bart_export.server import messages
 from bart_export.server.messages import Message
 from bart_export.server.metrics import RUNTIMES, Metrics
 from bart_export.server.model_store import ModelSpec, ModelStore
@@ -20,6 +20,7 @@ from bart_export.server.servable import Answer, Call, Lease, Limits, Servable, T
 from bart_export.server.status import Code, StatusError, invalid
 
 DEFAULT_SIGNATURE = "serving_default"
+TEXT, GENERATED = "text", "generated_text"
 NO_EXAMPLES = (
     "Classify, Regress and MultiInference are not supported: no signature of a BART model takes "
     "tf.Examples. Use Predict."
@@ -160,12 +161,33 @@ async def run(lease: Lease, call: Call) -> Tensors:
     """
     signature, reader = lease.servable.signature_defs[call.signature], lease.servable.reader
     blank: list[int] = []
-    if reader is not None and servable.generates_from_texts(call, signature):
-        texts = call.inputs[servable.TEXT]
+    if reader is not None and generates_from_texts(call, signature):
+        texts = call.inputs[TEXT]
         size = sum(map(len, texts))
         blank = await run_off_loop(size, lambda: reader.blank_rows(texts, call.limits), alone=False)
     outputs = await result_of(lease.keep(lease.servable.submit(call)), call.limits)
-    return servable.blank_out(outputs, blank) if blank else outputs
+    return blank_out(outputs, blank) if blank else outputs
+
+
+def generates_from_texts(call: Call, signature: Message) -> bool:
+    """Return whether a call generates text from source texts (batch,)."""
+    text = call.inputs.get(TEXT)
+    return (
+        text is not None
+        and GENERATED in signature.outputs
+        and text.dtype.kind == "O"
+        and text.ndim == 1
+        and text.size > 0
+    )
+
+
+def blank_out(outputs: Tensors, rows: Sequence[int]) -> Tensors:
+    """Return outputs with some rows replaced by empty strings or zeros."""
+    results = {}
+    for name, value in outputs.items():
+        results[name] = value.copy()
+        results[name][rows] = b"" if value.dtype.kind == "O" else 0
+    return results
 
 
 async def run_off_loop(size: int, work: Callable[[], Answer], *, alone: bool = True) -> Answer:

@@ -7,7 +7,7 @@ the model would make one up. `Remarks` record both.
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
@@ -175,9 +175,6 @@ class Workers:
         self._threads.shutdown()
 
 
-TEXT, GENERATED = "text", "generated_text"
-
-
 @dataclasses.dataclass(frozen=True)
 class TextReader:
     """Encodes texts for a model: at most `longest` source tokens, including start and end."""
@@ -212,24 +209,3 @@ class TextReader:
 def is_blank(text: str) -> bool:
     """Return whether a text is empty or only whitespace."""
     return not text.strip()
-
-
-def generates_from_texts(call: Call, signature: Message) -> bool:
-    """Return whether a call generates text from source texts (batch,)."""
-    text = call.inputs.get(TEXT)
-    return (
-        text is not None
-        and GENERATED in signature.outputs
-        and text.dtype.kind == "O"
-        and text.ndim == 1
-        and text.size > 0
-    )
-
-
-def blank_out(outputs: Tensors, rows: Sequence[int]) -> Tensors:
-    """Return outputs with some rows replaced by empty strings or zeros."""
-    results = {}
-    for name, value in outputs.items():
-        results[name] = value.copy()
-        results[name][rows] = b"" if value.dtype.kind == "O" else 0
-    return results

@@ -1,7 +1,8 @@
 """A worker process: one scheduler that decodes the sources of all requests together.
 
-The server sends pickled `Commands` over a pipe, and a worker replies with `Message`s. A worker ends
-when the server tells it to, or dies. This module imports nothing else from the server.
+The server sends pickled `Commands` over a pipe, and a worker replies with `Ready` or `Failed`, and
+then `Progress`. It ends when the server tells it to, or dies. This module imports nothing else from
+the server.
 """
 
 import contextlib
@@ -110,9 +111,6 @@ class Progress:
     started: dict[int, float]
     tokens: dict[int, list[int]]
     ended: dict[int, Result | Exception]
-
-
-Message: TypeAlias = Ready | Failed | Progress
 
 
 def run(pipe: Connection, opening: Opening) -> None:
