@@ -106,10 +106,6 @@ class ModelStore:
         for name in sorted(late):
             LOG.warning("%s: still not unloaded after %g s", name, seconds)
 
-    def names(self) -> list[str]:
-        """Return the names of the served models, in the order they were listed."""
-        return list(self.served)
-
     @contextlib.contextmanager
     def lease(self, spec: ModelSpec) -> Iterator[Lease]:
         """Keep a request's servable loaded for the duration of a `with` block.

@@ -52,7 +52,7 @@ class Predictor:
         self, spec: ModelSpec, api: str, entrypoint: str
     ) -> contextlib.AbstractContextManager[None]:
         """Count and time a request as `Metrics.request` does."""
-        known = spec.name if spec.name in self.store.names() else ""
+        known = spec.name if spec.name in self.store.served else ""
         return self.metrics.request(known, api, entrypoint)
 
     async def predict(

@@ -207,7 +207,7 @@ class Service:
     def page(self, request: Request) -> Response:
         """Return the page, which may connect only to this server."""
         nonce = secrets.token_urlsafe(16)
-        models = json.dumps([page_model(self.store, name) for name in self.store.names()])
+        models = json.dumps([page_model(self.store, name) for name in self.store.served])
         page = self.template.replace("{nonce}", nonce)
         policy = (
             f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "

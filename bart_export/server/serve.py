@@ -154,7 +154,7 @@ def ready_lines(server: Serving, options: ServeOptions) -> Iterator[str]:
     yield f"REST: http://{host}:{server.rest_api_port}/v1/models/NAME"
     if options.page:
         yield f"Page: http://{host}:{server.rest_api_port}/"
-    for name in server.store.names():
+    for name in server.store.served:
         available = [
             str(status.version)
             for status in server.store.status(ModelSpec(name))

@@ -131,14 +131,14 @@ def test_a_reload_is_refused_unless_it_is_allowed(tmp_path):
         with pytest.raises(grpc.RpcError, match="--allow-reload-requests") as raised:
             reload(served, ("n", tmp_path, ""))
         assert raised.value.code() is grpc.StatusCode.PERMISSION_DENIED
-        assert served.store.names() == ["m"]
+        assert list(served.store.served) == ["m"]
 
 
 def test_a_reload_goes_on_when_its_client_has_gone(tmp_path):
     with front(tmp_path, load_seconds=0.3) as served:
         with pytest.raises(grpc.RpcError):
             reload(served, ("n", tmp_path, ""), timeout=0.1)
-        wait_until(lambda: served.store.names() == ["n"])
+        wait_until(lambda: list(served.store.served) == ["n"])
         x = tensor("x", [1.0])
         wait_until(lambda: call(served, "GetModelStatus", spec(name="n")).model_version_status)
         reload(served, ("n", tmp_path, ""))

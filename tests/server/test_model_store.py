@@ -99,7 +99,7 @@ def test_a_new_list_replaces_the_previous_one(store, opener, base_path, tmp_path
         "Servable not found for request: Latest(m)",
     )
     wait_until(lambda: states(store) == {2: State.END})
-    assert store.names() == ["other"]
+    assert list(store.served) == ["other"]
     store.configure([served(base_path), served(tmp_path / "other", "other")])
     assert (latest(store), latest(store, "other")) == (2, 4)
     assert opener.attempts == [2, 4, 2]
@@ -120,7 +120,7 @@ def test_an_invalid_list_changes_nothing(store, base_path, models, text):
     store.configure([served(base_path)])
     listed = [ServedModel(name=name, base_path=base_path, engine=engine) for name, engine in models]
     assert refusal(lambda: store.configure(listed)) == (Code.INVALID_ARGUMENT, text)
-    assert store.names() == ["m"]
+    assert list(store.served) == ["m"]
     assert latest(store) == 2
 
 
@@ -138,7 +138,7 @@ def test_models_that_do_not_become_available_are_reported(store, opener, base_pa
         f"error: NOT_FOUND: {tmp_path / 'absent'} cannot be listed"
     )
     assert latest(store) == 2
-    assert store.names() == ["m", "broken", "empty", "absent"]
+    assert list(store.served) == ["m", "broken", "empty", "absent"]
     add_version(tmp_path / "absent", 1)
     wait_until(lambda: any(version.model.name == "absent" for version in store.versions))
     wait_until(lambda: states(store, "absent") == {1: State.AVAILABLE})
@@ -156,7 +156,7 @@ def test_a_list_that_cannot_be_applied_removes_nothing(store, opener, base_path,
     assert refusal(lambda: store.configure(labelled))[0] == Code.FAILED_PRECONDITION
     assert latest(store, label="stable") == 2
     store.configure(wrong)
-    assert store.names() == ["absent"]
+    assert list(store.served) == ["absent"]
     assert latest(store, "absent") == 1
     assert refusal(lambda: latest(store))[0] == Code.NOT_FOUND
 

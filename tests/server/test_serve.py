@@ -49,7 +49,7 @@ def test_both_ports_answer_and_are_closed_at_the_end(base_path):
     with running([served(base_path)], options()) as server:
         assert rest(server.rest_api_port, x=[1.0]).json() == {"outputs": [2.5]}
         assert list(over_grpc(server.port, x=[1.0]).outputs["y"].float_val) == [2.5]
-        assert server.store.names() == ["m"]
+        assert list(server.store.served) == ["m"]
     assert not connects(server.port)
     assert not connects(server.rest_api_port)
 
