@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
-from bart_export.artifact.artifact import Artifact
 from bart_export.runtime.results import Result
 from bart_export.server.messages import Array, Message
 from bart_export.server.status import TIMED_OUT, Code, StatusError
@@ -181,11 +180,6 @@ class TextReader:
 
     tokenizer: BartTokenizer
     longest: int
-
-    @classmethod
-    def from_artifact(cls, artifact: Artifact) -> "TextReader":
-        """Return an artifact's text reader."""
-        return cls(BartTokenizer.from_artifact(artifact), artifact.manifest.encoder_sequence_length)
 
     def encode(self, text: str, remarks: Remarks, row: int = 0) -> list[int]:
         """Return the ids of a text, truncated to `longest`; a truncation is added to `remarks`."""

@@ -40,6 +40,7 @@ from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call, Emit, Limits, Tensors, TextReader, Workers
 from bart_export.server.status import Code, StatusError, invalid
 from bart_export.server.versions import GRAPH
+from bart_export.text.tokenizer import BartTokenizer
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with native_stderr_silenced():
@@ -93,7 +94,8 @@ def open_version(directory: pathlib.Path, options: ServeOptions) -> "SavedModelS
     try:
         # Checked again: files may have changed while they were loaded.
         if artifact := artifact_of(directory):
-            servable.reader = TextReader.from_artifact(artifact)
+            tokenizer = BartTokenizer.from_artifact(artifact)
+            servable.reader = TextReader(tokenizer, artifact.manifest.encoder_sequence_length)
     except Exception:
         servable.close()
         raise
@@ -174,7 +176,6 @@ class SavedModelServable:
     ) -> None:
         self.reader: TextReader | None = None
         self._session = session
-
         self._tensor = functools.cache(
             lambda name: SymbolicTensor._as_tf_output(session.graph.get_tensor_by_name(name))
         )
@@ -337,9 +338,8 @@ def check_operators(directory: pathlib.Path) -> None:
         if other.name != GRAPH:
             raise refusal(directory, f"{other.name} next to or instead of {GRAPH}")
     try:
-        saved_model = SavedModel.FromString(
-            documents.read_bounded(directory / GRAPH, MAX_GRAPH_BYTES)
-        )
+        content = documents.read_bounded(directory / GRAPH, MAX_GRAPH_BYTES)
+        saved_model = SavedModel.FromString(content)
     except (OSError, DecodeError) as error:
         raise refusal(directory, f"a {GRAPH} that cannot be read: {error}") from None
     for meta_graph in saved_model.meta_graphs:
