@@ -85,12 +85,11 @@ class Services:
         """Run a signature."""
         wanted, most = wanted_model(request), self.store.options.max_request_rows
         with self.predictor.counted(wanted, "Predict", "GRPC"):
-            answer = await self.predictor.predict(
-                wanted,
-                lambda servable: call_of(servable, request, limits, most),
-                request.ByteSize(),
-            )
-            arrays = answer.outputs
+            with self.store.lease(wanted) as lease:
+                call = await run_off_loop(
+                    request.ByteSize(), lambda: call_of(lease.servable, request, limits, most)
+                )
+                arrays = await self.predictor.predict(wanted, lease, call)
             size = sum(array.nbytes for array in arrays.values())
             if size > MAX_ANSWER_BYTES:
                 raise invalid(
@@ -102,7 +101,7 @@ class Services:
                 lambda: {name: messages.tensor_proto(array) for name, array in arrays.items()},
             )
             return messages.PredictResponse(
-                model_spec=model_spec(wanted, answer.version, answer.signature), outputs=outputs
+                model_spec=model_spec(wanted, lease.version, call.signature), outputs=outputs
             )
 
     async def get_model_metadata(self, request: Message, limits: Limits) -> Message:

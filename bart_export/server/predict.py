@@ -1,12 +1,10 @@
 """The part of a request that REST and gRPC share: run a signature, or describe a model.
 
-Callers name the model, and pass a function that reads the rest of the request once the model's
-signatures are known. Nothing here blocks the event loop.
+Nothing here blocks the event loop.
 """
 
 import asyncio
 import contextlib
-import dataclasses
 import math
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -32,15 +30,6 @@ QUICK_BYTES = 16 * 1024
 PARSING = threading.Lock()
 
 
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """The outputs of a signature, and the model version that computed them."""
-
-    version: int
-    signature: str
-    outputs: Tensors
-
-
 class Predictor:
     """Runs the signatures of a store's models, and counts and times requests."""
 
@@ -55,16 +44,12 @@ class Predictor:
         known = spec.name if spec.name in self.store.served else ""
         return self.metrics.request(known, api, entrypoint)
 
-    async def predict(
-        self, spec: ModelSpec, read: Callable[[Servable], Call], size: int
-    ) -> Prediction:
-        """Run a signature and return its outputs; `read` reads a request of `size` bytes."""
-        with self.store.lease(spec) as lease:
-            call = await run_off_loop(size, lambda: read(lease.servable))
-            served = self.store.served.get(spec.name)
-            runtime = RUNTIMES[served.engine] if served else ""
-            with self.metrics.timed(self.metrics.runtime_latency, spec.name, "Predict", runtime):
-                return Prediction(lease.version, call.signature, await run(lease, call))
+    async def predict(self, spec: ModelSpec, lease: Lease, call: Call) -> Tensors:
+        """Run a signature of a leased model and return its outputs."""
+        served = self.store.served.get(spec.name)
+        runtime = RUNTIMES[served.engine] if served else ""
+        with self.metrics.timed(self.metrics.runtime_latency, spec.name, "Predict", runtime):
+            return await run(lease, call)
 
     def signatures(self, spec: ModelSpec) -> tuple[int, Message]:
         """Return a model's version and its signatures as a SignatureDefMap."""

@@ -35,7 +35,7 @@ from bart_export.server.predict import (
     run_off_loop,
     signature_def,
 )
-from bart_export.server.servable import Call, Limits, Remarks, Servable
+from bart_export.server.servable import Call, Limits, Remarks
 from bart_export.server.status import Code, StatusError, invalid
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
@@ -122,21 +122,18 @@ class Service:
             name = document.get("signature_name", "")
             if not isinstance(name, str):
                 raise invalid(f"Expected 'signature_name' to be a string, received {shown(name)}")
-            name = name or DEFAULT_SIGNATURE
-
-            def read(servable: Servable) -> Call:
-                signature, most = signature_def(servable, name), self.options.max_request_rows
-                return Call(
-                    signature=name,
-                    inputs=json_tensors.to_inputs(document, signature.inputs, most),
-                    outputs=tuple(sorted(signature.outputs)),
-                    limits=limits,
+            name, most = name or DEFAULT_SIGNATURE, self.options.max_request_rows
+            with self.store.lease(spec) as lease:
+                signature = signature_def(lease.servable, name)
+                inputs = await run_off_loop(
+                    len(body), lambda: json_tensors.to_inputs(document, signature.inputs, most)
                 )
-
-            answer = await self.predictor.predict(spec, read, len(body))
+                names = tuple(sorted(signature.outputs))
+                call = Call(signature=name, inputs=inputs, outputs=names, limits=limits)
+                outputs = await self.predictor.predict(spec, lease, call)
             text = await run_off_loop(
-                sum(array.nbytes for array in answer.outputs.values()),
-                lambda: json_tensors.from_outputs(answer.outputs, by_row="instances" in document),
+                sum(array.nbytes for array in outputs.values()),
+                lambda: json_tensors.from_outputs(outputs, by_row="instances" in document),
                 alone=False,
             )
             return Response(text, headers=limits.remarks.headers(), media_type=JSON)
