@@ -276,8 +276,6 @@ class Admission:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on or refuse it."""
-        if scope["type"] != "http":
-            return
         try:
             self.check(scope)
         except HTTPException as error:
