@@ -182,10 +182,18 @@ class CompiledModelBackend:
         rows = {tensor.name: 1 for tensor in contract.cross_tensors(self.config)}
         beams = bucket.sizes[contract.BEAMS]
         rows |= {tensor.name: beams for tensor in contract.cache_tensors(self.config)}
-        replaced: dict[str, int] = {}  # name -> bytes of the old buffer
+        filled: set[str] = set()
+        freed = 0  # bytes
+        if old is not None and self.resizes and old.name != bucket.name:
+            # The last batch had one beam and this one has several, or the other way round.
+            freed = sum(4 * math.prod(buffer.shape) for buffer in old.inputs.values())
+            del self.signatures[old.name]
+            old = None
 
         def fill(name: str, earlier: Buffer | None, buffer: Buffer) -> None:
-            replaced[name] = 0 if earlier is None else 4 * math.prod(earlier.shape)
+            nonlocal freed
+            filled.add(name)
+            freed += 0 if earlier is None else 4 * math.prod(earlier.shape)
             # A single source needs nothing: `admit` writes all of it.
             if name in rows and (kept or bucket.sizes[contract.SOURCES] > 1):
                 buffer.array[:] = 0  # new memory may contain NaN, which masks do not hide
@@ -196,10 +204,10 @@ class CompiledModelBackend:
         for name in rows:
             if old is not None and decoder is not old:  # another signature of a static build
                 fill(name, old.inputs[name], decoder.inputs[name])
-            elif name not in replaced:
+            elif name not in filled:
                 array = decoder.inputs[name].array
                 move_slots(array, array, kept, rows[name])
-        if sum(replaced.values()) >= LARGE:
+        if freed >= LARGE:
             return_freed_memory()
         mask = np.zeros(decoder.inputs["encoder_padding_mask"].shape, np.int32)
         width = min(mask.shape[1], self.mask.shape[1])

@@ -8,7 +8,7 @@ import pytest
 from bart_export.bench.measurements import memory_sizes
 from bart_export.runtime.buffered_signature import BufferedSignature
 from bart_export.runtime.caches import malloc_trim, return_freed_memory
-from bart_export.runtime.compiled_model import open_model
+from bart_export.runtime.compiled_model import open_compiled_model, open_model
 from bart_export.runtime.sizing import sizing_of
 
 MIB = 1 << 20
@@ -30,6 +30,13 @@ def test_one_old_buffer_is_kept_at_a_time(roomy_file, roomy_config):
 
     decoder.resize(large.sizes, fill)
     assert len(kept) > 8 and set(kept) == {1}
+
+
+def test_only_the_decoder_in_use_has_buffers(roomy_file, roomy_config):
+    engine = open_compiled_model(roomy_file, roomy_config, num_threads=1)
+    for beams, decoder in ((1, "decode_single"), (3, "decode"), (1, "decode_single")):
+        engine.batch(beams).admit([5] * 9, 20)
+        assert set(engine.backend.signatures) == {"encode", decoder}
 
 
 @pytest.mark.skipif(malloc_trim() is int, reason="needs glibc")
