@@ -6,7 +6,6 @@ An unusable line keeps its place, as a row with an "error".
 import contextlib
 import io
 import itertools
-import json
 import os
 import pathlib
 import queue
@@ -16,9 +15,9 @@ import threading
 from collections.abc import Iterator
 from typing import BinaryIO, TextIO
 
-from bart_export.documents import finite, object_of, refuse_number
-from bart_export.errors import InputError, shown
-from bart_export.runtime.results import RESULT_FIELDS, Row
+from bart_export.errors import InputError
+from bart_export.runtime import lines
+from bart_export.runtime.results import Row
 from bart_export.runtime.scheduler import WINDOW
 
 STANDARD = "-"  # a path that means standard input or output
@@ -34,7 +33,6 @@ CONVERSIONS = {
     ".csv": "python3 -c 'import csv, json, sys; "
     "[print(json.dumps(row)) for row in csv.DictReader(sys.stdin)]' < {0} > {1}.jsonl",
 }
-LONGEST = 1 << 20  # bytes per line, far more than any model reads
 PATIENCE = 0.1  # seconds to wait for the next line of a pipe or terminal
 
 
@@ -51,12 +49,12 @@ def read_rows(path: pathlib.Path) -> Iterator[Row]:
     ending = path.suffix.lower()
     if ending not in ("", LINES, *OBJECTS):
         raise InputError(f"{path} must be {ACCEPTED}; {ending} is not supported.{conversion(path)}")
-    lines = bounded_lines(path)
-    first = next(lines, b"").removeprefix(b"\xef\xbb\xbf")
+    rest = bounded_lines(path)
+    first = next(rest, b"").removeprefix(lines.BYTE_ORDER_MARK)
     if b"\0" in first or first.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InputError(f"{path} must be UTF-8 text, but is binary or UTF-16. Save it as UTF-8.")
     begins = first.lstrip()
-    objects = isinstance(parsed(begins), dict) if ending in ("", LINES) else True
+    objects = isinstance(lines.parsed(begins), dict) if ending in ("", LINES) else True
     if objects and ending == LINES:
         raise InputError(
             f"{path} has a JSON object in its first line. Rename it to end in {OBJECTS[0]}."
@@ -65,8 +63,8 @@ def read_rows(path: pathlib.Path) -> Iterator[Row]:
         raise InputError(
             f"{path} must have one object per line, but is a JSON array.{conversion(path, '.json')}"
         )
-    make = row_of_object if objects else row_of_line
-    return (make(line) for line in itertools.chain([first] if first else [], lines))
+    make = lines.row_of_object if objects else lines.row_of_line
+    return (make(line) for line in itertools.chain([first] if first else [], rest))
 
 
 def windows(rows: Iterator[Row], source: pathlib.Path) -> Iterator[list[Row]]:
@@ -116,17 +114,17 @@ def is_stream(source: pathlib.Path) -> bool:
 
 def read_standard_input() -> str:
     """Return standard input as one stripped text, or raise InputError."""
-    content = sys.stdin.buffer.read(LONGEST + 1)
-    if len(content) > LONGEST:
+    content = sys.stdin.buffer.read(lines.LONGEST + 1)
+    if len(content) > lines.LONGEST:
         raise InputError(
-            f"A text must have at most {LONGEST} bytes, but standard input has more. To read one "
-            "text per line, use --input -."
+            f"A text must have at most {lines.LONGEST} bytes, but standard input has more. To read "
+            "one text per line, use --input -."
         )
-    row = row_of_line(content)
+    row = lines.row_of_line(content)
     if "error" in row:
         raise InputError(row["error"])
     text: str = row["text"]
-    return text.removeprefix("\ufeff").strip()
+    return text.strip()
 
 
 def line_count(path: pathlib.Path) -> int | None:
@@ -148,10 +146,10 @@ def bounded_lines(path: pathlib.Path) -> Iterator[bytes]:
     """Yield the lines of a file, each cut to `LONGEST` + 1 bytes."""
     try:
         with standard_input() if str(path) == STANDARD else path.open("rb") as file:
-            while line := file.readline(LONGEST + 1):
+            while line := file.readline(lines.LONGEST + 1):
                 yield line
-                while len(line) > LONGEST and not line.endswith(b"\n"):
-                    line = file.readline(LONGEST + 1)
+                while len(line) > lines.LONGEST and not line.endswith(b"\n"):
+                    line = file.readline(lines.LONGEST + 1)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
 
@@ -165,47 +163,6 @@ def standard_input() -> BinaryIO:
         return open(sys.stdin.fileno(), "rb", closefd=False)
     except io.UnsupportedOperation:  # not a file
         return sys.stdin.buffer
-
-
-def parsed(line: bytes) -> object:
-    """Return a line's JSON value, or None if it is not JSON."""
-    try:
-        return json.loads(
-            line, object_pairs_hook=object_of, parse_constant=refuse_number, parse_float=finite
-        )
-    except (ValueError, RecursionError):
-        return None
-
-
-def row_of_object(line: bytes) -> Row:
-    """Return the row for a JSON object, without the fields that a result sets."""
-    row = parsed(line)
-    if len(line) > LONGEST or not isinstance(row, dict):
-        plain = row_of_line(line)
-        plain.setdefault(
-            "error",
-            'The line must be a JSON object with a string "text", unique names, finite numbers.',
-        )
-        return plain
-    row = {name: value for name, value in row.items() if name not in RESULT_FIELDS}
-    if isinstance(row.get("text"), str):
-        return row
-    received = f"received {shown(row['text'])}" if "text" in row else f"has {shown(list(row))}"
-    return {**row, "error": f'The object must have a string "text", {received}.'}
-
-
-def row_of_line(line: bytes) -> Row:
-    """Return the row for a line of plain text."""
-    line = line.removesuffix(b"\n").removesuffix(b"\r")
-    if len(line) > LONGEST:
-        shown = line[:1000].decode("utf-8", "replace")
-        return {"text": shown, "error": f"The line, cut here, exceeds {LONGEST} bytes."}
-    try:
-        return {"text": line.decode("utf-8")}
-    except UnicodeDecodeError as error:
-        shown = line.decode("utf-8", "replace")
-        wrong = f"byte 0x{line[error.start]:02x} at position {error.start}"
-        return {"text": shown, "error": f"A text must be UTF-8, received {wrong}."}
 
 
 def regular_file(path: pathlib.Path | None, standard: TextIO) -> os.stat_result | None:

@@ -179,7 +179,7 @@ def test_objects_nested_as_deeply_as_can_be_read_are_rows_as_well(answers):
 
 
 def test_a_line_without_end_is_read_no_further_than_a_bound(answers, monkeypatch):
-    monkeypatch.setattr(batch_files, "LONGEST", 4000)
+    monkeypatch.setattr("bart_export.runtime.lines.LONGEST", 4000)
     code, rows = answers(b"a text\n" + b"word " * 4000 + b"\nanother\n", "in.txt")
     assert code == 1
     assert [row["text"][:8] for row in rows] == ["a text", "word wor", "another"]
@@ -191,8 +191,8 @@ def test_a_line_without_end_is_read_no_further_than_a_bound(answers, monkeypatch
     ("content", "name", "found"),
     [
         (b"\xef\xbb\xbfa text\n", "in.txt", ["a text"]),
-        (b"\xef\xbb\xbfa text\n", "in", ["a text"]),
-        (b'\xef\xbb\xbf{"text": "a text"}\n', "in.jsonl", ["a text"]),
+        (b"\xef\xbb\xbfa text\n" * 2, "in", ["a text"] * 2),
+        (b'\xef\xbb\xbf{"text": "a text"}\n' * 2, "in.jsonl", ["a text"] * 2),
         (b"first\r\nsecond\rstill\r\nlast", "in.txt", ["first", "second\rstill", "last"]),
         (b"", "in.txt", []),
     ],
