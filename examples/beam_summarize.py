@@ -6,8 +6,8 @@
 
 The input is .txt with a text per line, or .jsonl with objects that have a "text"; the output is
 .jsonl, or .parquet with the columns id, text, generated_text, score and error. Texts that cannot be
-summarized are in the --failed files, with an "error". Paths and the artifact may be on any file
-system of Beam. All other options are those of Beam's runner.
+summarized are in the --failed files, with an "error". Paths may be on any file system of Beam; all
+machines must find the artifact. All other options are those of Beam's runner.
 
 The files are named after the number of shards, as in headlines-00003-of-00004.jsonl. Beam writes
 temporary files, and renames them when the pipeline has ended: a failed run leaves no output, and a
@@ -18,19 +18,23 @@ import argparse
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import apache_beam as beam
 import pyarrow
 from apache_beam.ml.inference.base import RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from bart_export.documents import parse_json
-from bart_export.errors import InputError
+from bart_export.artifact.artifact import Artifact
+from bart_export.errors import BartExportError, InputError, one_line
+from bart_export.runtime.lines import row_of_line, row_of_object
 from bart_export.runtime.results import Row
 from bart_export.scale.beam import BartModelHandler, error_rows, result_row
 
-READERS = {".jsonl": parse_json, ".txt": lambda line: {"text": line.decode()}}
+QUIET = ["--default_sdk_harness_log_level=ERROR"]
+READERS = {".txt": row_of_line, ".jsonl": row_of_object, ".ndjson": row_of_object}
+WRITTEN = (".jsonl", ".parquet")
+SUFFIXES = {"input": READERS, "output": WRITTEN, "failed": WRITTEN}
 COLUMNS = {
     "id": pyarrow.string(),
     "text": pyarrow.string(),
@@ -42,27 +46,20 @@ COLUMNS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the pipeline."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("artifact")
-    for name in ("input", "output", "failed"):
-        parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--shards", type=int, default=1, help="number of output files")
-    own, flags = parser.parse_known_args(arguments)
-    quiet = "--default_sdk_harness_log_level=ERROR"
-    read = READERS.get(suffix_of(own.input))
-    if read is None:
-        parser.error(f"--input must end in {' or '.join(READERS)}, received {own.input}")
-    for path in (own.output, own.failed):
-        if suffix_of(path) not in (".jsonl", ".parquet"):
-            parser.error(f"--output and --failed must end in .jsonl or .parquet, received {path}")
-
-    with beam.Pipeline(options=PipelineOptions([quiet, *flags])) as pipeline:
+    parser, own, flags = parse(arguments)
+    try:
+        Artifact.open(own.artifact)  # an error of a worker has many lines
+        pipeline = beam.Pipeline(options=PipelineOptions([*QUIET, *flags]))
         lines = pipeline | beam.io.ReadFromText(own.input, coder=beam.coders.BytesCoder())
-        rows, unreadable = lines | beam.Map(read).with_exception_handling()
+    except (BartExportError, OSError, ValueError) as error:
+        parser.exit(2, f"Error: {one_line(error)}\n")
+
+    with pipeline:
+        rows, unusable = (
+            lines
+            | beam.Map(row_of, READERS[suffix_of(own.input)])
+            | beam.Partition(lambda row, _: int("error" in row), 2)
+        )
         predictions, dead = (
             rows
             | beam.Reshuffle()  # spreads the texts of a file over all workers
@@ -71,19 +68,56 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         )
         write(predictions | beam.Map(result_row), own.output, own.shards)
-        letters = (unreadable, dead.failed_inferences, *dead.failed_postprocessing)
-        write(letters | beam.Flatten() | beam.FlatMap(error_rows), own.failed, 1)
+        letters = (dead.failed_inferences, *dead.failed_postprocessing) | beam.Flatten()
+        failed = (unusable, letters | beam.FlatMap(error_rows)) | "Failed" >> beam.Flatten()
+        write(failed, own.failed, 1)
+
+
+def parse(
+    arguments: Sequence[str] | None,
+) -> tuple[argparse.ArgumentParser, argparse.Namespace, list[str]]:
+    """Return the parser, what it knows, and options of Beam; refuse all others."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("artifact")
+    for name in SUFFIXES:
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--shards", type=int, default=1, help="number of output files")
+    own, flags = parser.parse_known_args(arguments)
+    beams: list[argparse.ArgumentParser] = []
+    PipelineOptions([]).get_all_options(add_extra_args_fn=beams.append)
+    beams[0].error = parser.error
+    if unknown := beams[0].parse_known_args(flags)[1]:
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    for name, suffixes in SUFFIXES.items():
+        if suffix_of(path := getattr(own, name)) not in suffixes:
+            parser.error(f"--{name} must end in {' or '.join(suffixes)}, received {path}")
+    if own.output == own.failed or own.shards < 1:
+        parser.error("--output and --failed must differ, and --shards be at least 1")
+    return parser, own, flags
+
+
+def row_of(line: bytes, read: Callable[[bytes], Row]) -> Row:
+    """Return the row for a line; Beam cannot encode lone surrogates."""
+    try:
+        json.dumps(row := read(line), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return {**row_of_line(line), "error": "The line must be valid Unicode, without \\ud800."}
+    return row
 
 
 def suffix_of(path: str) -> str:
     """Return the suffix of a path."""
-    return os.path.splitext(path)[1]
+    return os.path.splitext(path)[1].lower()
 
 
 def write(rows: beam.PCollection, path: str, shards: int) -> None:
     """Write rows to files that are named after `path`, which ends in .jsonl or .parquet."""
     prefix, suffix = os.path.splitext(path)
-    if suffix == ".parquet":
+    if suffix_of(path) == ".parquet":
         convert = beam.Map(columns)
         sink = beam.io.WriteToParquet(
             prefix, pyarrow.schema(COLUMNS), file_name_suffix=suffix, num_shards=shards

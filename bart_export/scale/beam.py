@@ -21,7 +21,7 @@ from bart_export.errors import InputError, MissingExtra
 from bart_export.locations import redacted
 from bart_export.runtime.generator import Generator
 from bart_export.runtime.results import RESULT_FIELDS, Result, Row
-from bart_export.scale import MEMORY_BUDGET, results_or_refusals
+from bart_export.scale import MEMORY_BUDGET, check_parameters, results_or_refusals
 
 try:
     from apache_beam.metrics import Metrics
@@ -102,6 +102,14 @@ class BartModelHandler(ModelHandler[Element, PredictionResult, Generator]):
         """Use another artifact from the next `load_model` on, for Beam's model refresh."""
         self.location = model_path or self.location
 
+    def validate_inference_args(self, inference_args: Mapping[str, Any] | None) -> None:
+        """Refuse unknown parameters where the pipeline is made, before a worker has them.
+
+        Raises:
+            ConfigurationError: if a parameter is unknown.
+        """
+        check_parameters(inference_args or {})
+
     def run_inference(
         self,
         batch: Sequence[Element],
@@ -115,7 +123,7 @@ class BartModelHandler(ModelHandler[Element, PredictionResult, Generator]):
             EngineError: if the engine fails.
         """
         texts = (text_of(element) for element in batch)
-        answers = results_or_refusals(model, texts, **(inference_args or {}))
+        answers = results_or_refusals(model, texts, inference_args or {})
         results = [answer for answer in answers if isinstance(answer, Result)]
         tokens = sum(result.timings.tokens for result in results)
         Metrics.counter(METRICS, "generated_tokens").inc(tokens)

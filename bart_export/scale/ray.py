@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from bart_export.config import require
 from bart_export.errors import InputError, MissingExtra, shown
 from bart_export.runtime import Generator, Result
 from bart_export.runtime.results import RESULT_FIELDS, Row
@@ -45,7 +46,7 @@ class BartGenerator:
     Args:
         location: the artifact; see `Generator.from_artifact`.
         column: the column with the texts.
-        recipe, engine, max_batch_size: see `Generator.from_artifact`.
+        revision, recipe, engine, max_batch_size: see `Generator.from_artifact`.
         memory_budget: bytes for the decoder's inputs and outputs.
         num_threads: threads of the engine; None means as many as the worker's `num_cpus`.
         truncate, allow_empty, special_tokens, parameters: see `Generator.generate`.
@@ -60,6 +61,7 @@ class BartGenerator:
         location: str | os.PathLike[str],
         *,
         column: str = "text",
+        revision: str | None = None,
         recipe: str | None = None,
         engine: str | None = None,
         num_threads: int | None = None,
@@ -71,8 +73,8 @@ class BartGenerator:
         **parameters: Any,
     ) -> None:
         opening: dict[str, Any] = {
-            "recipe": recipe, "engine": engine, "max_batch_size": max_batch_size,
-            "memory_budget": memory_budget,
+            "revision": revision, "recipe": recipe, "engine": engine,
+            "max_batch_size": max_batch_size, "memory_budget": memory_budget,
         }  # fmt: skip
         calling: dict[str, Any] = {
             "truncate": truncate, "allow_empty": allow_empty, "special_tokens": special_tokens,
@@ -82,8 +84,8 @@ class BartGenerator:
         self.copied: Callable[[], BartGenerator] = functools.partial(
             type(self), location, column=column, num_threads=num_threads, **opening, **calling
         )
-        if num_threads is None and THREADS in os.environ:
-            num_threads = int(os.environ[THREADS])
+        if num_threads is None:
+            num_threads = threads_of_worker()
         self.generator = Generator.from_artifact(location, num_threads=num_threads, **opening)
         self.schema = schema(self.generator.settings(**parameters).num_return_sequences)
 
@@ -94,22 +96,47 @@ class BartGenerator:
         """Return a batch with the columns of the results.
 
         Raises:
-            InputError: if the batch has another format, or not the column.
+            InputError: if the batch has another format, not the column, or two of one name.
         """
         columns = list(batch.schema.names if isinstance(batch, pa.Table) else batch)
-        if not isinstance(batch, pa.Table) or self.column not in columns:
+        several = len({*columns}) < len(columns)
+        if not isinstance(batch, pa.Table) or self.column not in columns or several:
             raise InputError(
                 f'A batch must be a pyarrow.Table (batch_format="pyarrow") with a column '
-                f"{self.column!r} (column=…), received a {type(batch).__name__} with "
-                f"{shown(columns)}."
+                f"{self.column!r} (column=…) and no name twice, received a {type(batch).__name__} "
+                f"with {shown(columns)}."
             )
-        texts = batch[self.column].to_pylist()
-        answers = results_or_refusals(self.generator, texts, **self.calling)
+        answers = results_or_refusals(self.generator, texts_of(batch[self.column]), self.calling)
         results = pa.Table.from_pylist(list(map(row, answers)), self.schema)
         made = batch.drop_columns([name for name in columns if name in RESULT_FIELDS])
         for field in self.schema:
             made = made.append_column(field, results[field.name])
         return made
+
+
+def threads_of_worker() -> int | None:
+    """Return the number of threads in OpenMP's variable, which may be a list for nested regions.
+
+    Raises:
+        ConfigurationError: if it is not a number.
+    """
+    given = os.environ.get(THREADS, "")
+    first = given.partition(",")[0].strip()
+    accepted = "a number of threads, unless num_threads is given"
+    require(not given or first.isdecimal(), THREADS, accepted, given)
+    return int(first) if given else None
+
+
+def texts_of(column: pa.ChunkedArray) -> list[Any]:
+    """Return a column's values; bytes that are not UTF-8 are lone surrogates, which are refused.
+
+    Arrow's reader of JSON, for example, does not check that strings are UTF-8.
+    """
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        values = column.cast(pa.large_binary()).to_pylist()
+    return [value and value.decode("utf-8", "surrogateescape") for value in values]
 
 
 def row(answer: Result | InputError) -> Row:

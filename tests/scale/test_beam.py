@@ -118,6 +118,12 @@ def test_parameters_outside_their_range_end_a_pipeline(run, location):
         run(SHORT[:2], BartModelHandler(location), settings={"num_beams": 0})
 
 
+@pytest.mark.parametrize("settings", [{"return_exceptions": True}, {"texts": []}, {1: 2}, ["seed"]])
+def test_unknown_parameters_are_refused_before_a_pipeline_runs(run, location, settings):
+    with pytest.raises(ConfigurationError, match="Unknown parameter|must be a mapping"):
+        run(SHORT[:2], BartModelHandler(location), settings=settings)
+
+
 class ClosedHandler(BartModelHandler):
     """Its engine fails."""
 
@@ -185,16 +191,17 @@ def example():
 def test_the_example_replaces_its_files_and_keeps_what_it_cannot_read(
     example, location, generator, tmp_path
 ):
-    lines = [json.dumps({"id": n, "text": text}) for n, text in enumerate(SHORT[:6])]
-    surrogate = json.dumps({"id": 8, "text": "a lone \ud800"})
-    lines[3:3] = [
-        "{",
-        '{"id": 7, "text": ""}',
-        "\ud800".encode("utf-8", "surrogatepass"),
-        surrogate,
-    ]
-    encoded = [line if isinstance(line, bytes) else line.encode() for line in lines]
-    (tmp_path / "texts.jsonl").write_bytes(b"\n".join(encoded) + b"\n")
+    lines = [json.dumps({"id": n, "text": text}).encode() for n, text in enumerate(SHORT[:6])]
+    unusable = {
+        b"{": "must be a JSON object",
+        b'{"id": 7, "text": ""}': "must not be blank",
+        "\ud800".encode("utf-8", "surrogatepass"): "must be UTF-8",
+        b'{"id": 8, "text": "a lone \\ud800"}': "must be valid Unicode",
+        b"": "must be a JSON object",
+        b'{"id": 9, "text": 7}': 'must have a string "text", received 7',
+    }
+    lines[3:3] = unusable
+    (tmp_path / "texts.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(lines) + b"\n")
     flags = ["--runner=FnApiRunner", "--shards=2", f"--failed={tmp_path / 'failed.jsonl'}"]
 
     def summarize(name, suffix):
@@ -209,10 +216,14 @@ def test_the_example_replaces_its_files_and_keeps_what_it_cannot_read(
         assert len(rows_of(tmp_path, "headlines")) == len(rows) == 6
         for number, result in enumerate(generator.generate(SHORT[:6])):
             assert rows[number] == {"id": number, "text": SHORT[number], **result.to_dict()}
-        failed = rows_of(tmp_path, "failed")
-        assert [row.get("id") for row in failed if row["text"] == ""] == [7]
-        unreadable = ("{", "\\xed\\xa0\\x80", surrogate.replace("\\", r"\\"))
-        assert {row["text"] for row in failed} == {"", *(f"b'{line}'" for line in unreadable)}
+        failed = {str(row["text"]): row["error"] for row in rows_of(tmp_path, "failed")}
+        texts = ("{", "", "\ufffd" * 3, lines[6].decode(), "7")
+        assert failed.keys() == {*texts}
+        for text, words in zip(texts, ("JSON object", "", "UTF-8", "Unicode", "7"), strict=True):
+            assert words in failed[text]
+        ids = [row.get("id") for row in rows_of(tmp_path, "failed")]
+        assert sorted(filter(None, ids)) == [7, 9]
+        assert len(ids) == len(unusable)
     summarize("table", ".parquet")
     tables = [pyarrow.parquet.read_table(path) for path in tmp_path.glob("table-*")]
     table = [row for table in tables for row in table.to_pylist()]
@@ -224,11 +235,27 @@ def test_the_example_replaces_its_files_and_keeps_what_it_cannot_read(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--input=x.json", "--output=o.jsonl", "--failed=f.jsonl"], "--input must end in"),
-        (["--input=x.txt", "--output=o.csv", "--failed=f.jsonl"], "must end in .jsonl or .parquet"),
+        (["--input=x.json"], "--input must end in .txt or .jsonl or .ndjson"),
+        (["--output=o.csv"], "--output must end in .jsonl or .parquet"),
+        (["--failed=o.jsonl"], "--output and --failed must differ"),
+        (["--shards=0"], "--shards be at least 1"),
+        (["--shard=2", "--runner=FnApiRunner"], "unknown arguments: --shard=2"),
+        (["another.txt"], "unknown arguments: another.txt"),
+        (["--direct_num_workers=two"], "invalid int value: 'two'"),
+        (["--runner=Nope"], "Unexpected pipeline runner: Nope"),
+        ([], "No files found based on the file pattern"),
     ],
 )
-def test_the_example_names_the_suffixes_it_accepts(example, capsys, options, said):
+def test_the_example_refuses_what_it_or_beam_would_ignore(
+    example, location, capsys, tmp_path, options, said
+):
+    given = [f"--input={tmp_path}/x.txt", "--output=o.jsonl", "--failed=f.jsonl", *options]
     with pytest.raises(SystemExit, match="2"):
-        example.main(["artifact", *options])
-    assert said in capsys.readouterr().err
+        example.main([location, *given])
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_example_opens_the_artifact_before_it_starts_workers(example, capsys, tmp_path):
+    with pytest.raises(SystemExit, match="2"):
+        example.main([str(tmp_path), "--input=x.txt", "--output=o.jsonl", "--failed=f.jsonl"])
+    assert "has no manifest.json" in capsys.readouterr().err.splitlines()[-1]
