@@ -3,19 +3,20 @@
     python examples/ray_summarize.py artifacts/bart_mini_en texts.jsonl headlines
 
 The rows need a "text" and a unique "id"; all their columns are kept. If the program is interrupted,
-run it again: it continues after the last complete file. The directory OUTPUT.checkpoint has the ids
-that are done; Ray loads them into memory, so numbers are better than long strings.
+run it again: it continues after the last complete file. The directory OUTPUT.checkpoint has the
+settings, and the ids that are done; they are in memory, so numbers are better than long strings.
 """
 
 import logging
 import os
+import sys
 
 import click
 
+from bart_export.cli import COUNT, THREADS
+from bart_export.errors import BartExportError, import_extra
+
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send statistics to its makers
-
-
-COUNT = click.IntRange(min=1)
 
 
 def location(path: str) -> str:
@@ -30,7 +31,7 @@ def location(path: str) -> str:
 @click.option(
     "--workers", type=COUNT, default=1, show_default=True, help="Processes that generate."
 )
-@click.option("--threads", type=COUNT, default=1, show_default=True, help="Cores of each worker.")
+@click.option("--threads", type=THREADS, default=1, show_default=True, help="Cores of each worker.")
 @click.option(
     "--rows", type=COUNT, default=1024, show_default=True,
     help="Rows of a file; a worker that dies loses them.",
@@ -53,14 +54,22 @@ def main(
     SOURCE is a file or a directory. On a cluster, all machines must find the three at the same
     place: use a shared file system or an object store.
     """
+    import_extra("ray.data", "This example", "ray")
     import pyarrow.dataset
     import ray
     from ray.data import ActorPoolStrategy, DataContext
     from ray.data.checkpoint import CheckpointConfig
 
     from bart_export.scale.ray import BartGenerator
+    from bart_export.scale.ray_files import job_settings, open_checkpoint, open_rows
 
     given = {name: value for name, value in parameters.items() if value is not None}
+    settings = job_settings(artifact, **given)
+    texts = open_rows(source)
+    if texts is None:
+        click.echo(f"{source} has no rows.")
+        return
+    ids = open_checkpoint(output, texts, settings)
     # On this machine, declare two more CPUs than the workers have: Ray starts them first, and
     # without CPUs left the tasks that read and write would wait forever.
     cpus = None if address else workers * threads + 2
@@ -68,12 +77,11 @@ def main(
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = DataContext.get_current()
     context.max_consecutive_actor_init_deaths = 3  # by default, a worker killed early ends the job
-    context.checkpoint_config = CheckpointConfig(
-        "id", f"{output}.checkpoint", delete_checkpoint_on_success=False
-    )
-    read = ray.data.read_parquet if source.endswith(".parquet") else ray.data.read_json
-    texts = read(source).repartition(target_num_rows_per_block=rows)
-    texts.map_batches(
+    context.checkpoint_config = CheckpointConfig("id", ids, delete_checkpoint_on_success=False)
+    parquet = texts.format.default_extname == "parquet"
+    read = ray.data.read_parquet if parquet else ray.data.read_json
+    dataset = read(texts.files, filesystem=texts.filesystem, file_extensions=None)
+    dataset.repartition(target_num_rows_per_block=rows).map_batches(
         BartGenerator,
         fn_constructor_kwargs={"location": artifact, **given},
         compute=ActorPoolStrategy(size=workers),
@@ -90,4 +98,8 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BartExportError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2)

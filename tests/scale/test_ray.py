@@ -1,5 +1,6 @@
 """`BartGenerator` on batches as Ray Data passes them, without a cluster."""
 
+import json
 import os
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ from support.many_texts import texts
 from bart_export.errors import ArtifactError, ConfigurationError, EngineError, InputError
 from bart_export.runtime import Generator
 from bart_export.scale.ray import THREADS, BartGenerator
+from bart_export.scale.ray_files import job_settings
 
 SETTINGS = {"num_beams": 1, "max_length": 12}
 REFUSED = {7: " ", 13: None, 20: "word " * 600}
@@ -53,6 +55,14 @@ def test_a_row_has_what_generate_returns_or_the_reason_why_not(location, generat
             assert row["generated_text"] == result.text
             assert row["score"] == pytest.approx(result.score, abs=1e-5)
             assert (row["truncated"], row["error"]) == (False, None)
+
+
+def test_a_text_that_is_not_utf_8_is_refused_alone(location):
+    batch = pa.table({"text": pa.array([b"A short text.", b"\xff", None]).view(pa.string())})
+    good, wrong, null = BartGenerator(location, **SETTINGS)(batch)["error"].to_pylist()
+    assert good is None
+    assert "must be valid Unicode" in wrong
+    assert "must be a str" in null
 
 
 def test_the_texts_of_a_batch_are_decoded_together(location):
@@ -120,7 +130,14 @@ def test_an_artifact_may_be_elsewhere(location):
 
 
 @pytest.mark.parametrize(
-    "batch", [{"text": ["A text."]}, pa.table({"body": ["A text."]})], ids=["format", "column"]
+    "batch",
+    [
+        {"text": ["A text."]},
+        pa.table({"body": ["A text."]}),
+        pa.table([["A text."], ["Another."]], ["text", "text"]),
+        pa.table([["A text."], [1], [2]], ["text", "score", "score"]),
+    ],
+    ids=["format", "column", "texts", "results"],
 )
 def test_a_batch_without_texts_is_refused(location, batch):
     called = BartGenerator(location, **SETTINGS)
@@ -136,7 +153,7 @@ def test_an_engine_has_as_many_threads_as_ray_gives_cpus(location, monkeypatch):
 
     monkeypatch.delenv(THREADS, raising=False)
     kept = [started(num_threads=1), started(num_threads=4)]
-    monkeypatch.setenv(THREADS, "4")
+    monkeypatch.setenv(THREADS, "4,2")  # a list for nested parallel regions
     kept += [started(), started(num_threads=1)]
     one, four, given, overridden = (count for _, count in kept)
     assert four == one + 3
@@ -148,11 +165,27 @@ def threads():
     return len(os.listdir("/proc/self/task"))
 
 
-def test_what_no_batch_can_change_is_refused_at_once(location, tmp_path):
+def test_what_no_batch_can_change_is_refused_at_once(location, tmp_path, monkeypatch):
     with pytest.raises(ConfigurationError, match="num_beam"):
         BartGenerator(location, num_beam=4)
+    with pytest.raises(ConfigurationError, match="return_exceptions"):
+        BartGenerator(location, return_exceptions=True)
+    with pytest.raises(ConfigurationError, match="revision applies to hf:// locations"):
+        BartGenerator(location, revision="main")
     with pytest.raises(ArtifactError):
         BartGenerator(tmp_path)
+    monkeypatch.setenv(THREADS, "many")
+    with pytest.raises(ConfigurationError, match='OMP_NUM_THREADS must be .*, received "many"'):
+        BartGenerator(location)
+
+
+def test_the_settings_of_a_job_are_those_of_its_results(location, generator):
+    default = generator.generation.num_beams
+    settings = job_settings(location, num_beams=default)
+    assert settings == job_settings(location) == json.loads(json.dumps(settings))
+    assert settings != job_settings(location, num_beams=default + 1)
+    with pytest.raises(ConfigurationError, match="num_beam"):
+        job_settings(location, num_beam=1)
 
 
 def test_ray_is_not_imported_and_pyarrow_is_asked_for():
