@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from bart_export.locations import redacted
 
 Row = TypeVar("Row")
-SHOWN = 120  # maximum length of a value in a message
+SHOWN, LONGEST = 120, 200  # maximum lengths of a value and of a library's error in a message
 
 
 def shown(value: object) -> str:
@@ -28,15 +28,23 @@ def shown(value: object) -> str:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):  # not JSON, or an integer of 4,300 digits
         text = f"a value of type {type(value).__name__}"
-    text = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
-    return printable(text)
+    return printable(text, SHOWN)
 
 
-def printable(text: str) -> str:
+def escaped(text: str) -> str:
     """Escape line breaks, control characters and invisible characters in a string, as in JSON."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
+
+
+def printable(text: str, most: int | None = None) -> str:
+    """Return a message as it may be shown: escaped, and without the credentials of URLs.
+
+    A message of more than `most` characters is truncated.
+    """
+    text = redacted(text)  # first, because a truncated URL hides where its credentials end
+    return escaped(text if most is None or len(text) <= most else f"{text[:most]}…")
 
 
 def printable_lines(text: str) -> str:
@@ -53,8 +61,9 @@ def last_words(output: str, exit_code: int) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Return a library's error message as one short line, without the credentials of URLs."""
-    return redacted(" ".join(str(error).split()))[:200] or type(error).__name__
+    """Return a library's error message as one short line without the final full stop."""
+    line = " ".join(str(error).split()).removesuffix(".")
+    return printable(line, LONGEST) or type(error).__name__
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

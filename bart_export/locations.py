@@ -13,18 +13,28 @@ REPOSITORY = re.compile(rf"{WORD}/{WORD}", re.ASCII)
 # A URL, possibly chained, such as gs://bucket/bart or simplecache::gs://bucket/bart. A drive of
 # Windows has one letter.
 URL = re.compile(r"[A-Za-z][\w+.-]+:(:[^/]*:)?//")
+FILE = re.compile(r"(?:file|local):(?://)?(?=/)")  # of the URL of a local path
 CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
-QUERY = re.compile(r"(://[^?\s]*)\?[^\s\"']+")  # may have a token or a signature
+# May have a token or a signature. Each URL is read once, however many a text has.
+QUERY = re.compile(r"(://(?:(?!://)[^?\s])*)\?[^\s\"']+")
 
 
-def url_of(location: Location) -> str:
-    """Return a location as a string; a Path has lost a slash of hf:// or kaggle://."""
-    return re.sub(r"^(hf|kaggle):/(?!/)", r"\1://", os.fspath(location))
+def normalized(location: Location) -> str:
+    """Return a location as a string: a URL, or the path that it is or that a file:// URL names.
+
+    A Path has lost a slash of hf:// or kaggle://.
+    """
+    text = re.sub(r"^(hf|kaggle):/(?!/)", r"\1://", os.fspath(location))
+    if (found := FILE.match(text)) is None:
+        return text
+    from urllib.request import url2pathname  # slow to import
+
+    return url2pathname(text[found.end() :])
 
 
 def is_remote(location: Location) -> bool:
-    """Return whether a location is a URL rather than a path."""
-    return URL.match(url_of(location)) is not None
+    """Return whether a location is a URL rather than a local path."""
+    return URL.match(normalized(location)) is not None
 
 
 def redacted(text: str) -> str:
@@ -33,9 +43,9 @@ def redacted(text: str) -> str:
 
 
 def last_name(location: Location) -> str:
-    """Return the last part of a location, without a revision on a hub."""
-    url = url_of(location)
+    """Return the last part of a location, without its revision or version on a hub."""
+    url = normalized(location)
     if not is_remote(url):
-        return os.path.basename(os.path.abspath(location))
-    path = url.partition("@")[0] if url.startswith(HUB) else redacted(url)
-    return path.rstrip("/").rpartition("/")[2]
+        return os.path.basename(os.path.abspath(url))
+    found = HUGGING_FACE.fullmatch(url) or KAGGLE.fullmatch(url)
+    return (found[1] if found else redacted(url)).rstrip("/").rpartition("/")[2]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bart_export.errors import printable_lines
+from bart_export.errors import escaped, printable, printable_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,7 +55,7 @@ def text_table(title: str, heads: Sequence[str], lines: Iterable[Iterable[str]])
 
 def print_text(text: str, *, end: str = "\n") -> None:
     """Write a generated text to standard output; for a terminal, escape control characters."""
-    shown = printable_lines(text) if sys.stdout.isatty() else text
+    shown = "\n".join(map(escaped, text.split("\n"))) if sys.stdout.isatty() else text
     click.echo(shown + end, nl=False, color=True)  # otherwise click strips colours
 
 
@@ -72,14 +72,14 @@ def stages(total: int | None) -> Iterator[Stage]:
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
-    text = TextColumn("{task.description}")
+    text = TextColumn("{task.description}", markup=False)
     with bars(text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()) as progress:
         bar = progress.add_task("", total=total)
         started = False
 
         def stage(name: str) -> None:
             nonlocal started
-            progress.update(bar, description=name, advance=1 if started else 0)
+            progress.update(bar, description=printable(name), advance=1 if started else 0)
             started = True
 
         yield stage

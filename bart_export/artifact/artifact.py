@@ -28,7 +28,7 @@ from bart_export.artifact.manifest import (
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.contract import Bucket, dynamic_buckets, tflite_signatures
 from bart_export.errors import ArtifactError, ConfigurationError, NoArtifact, shown
-from bart_export.locations import Location, is_remote, url_of
+from bart_export.locations import HUB, Location, is_remote, normalized
 from bart_export.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -91,21 +91,17 @@ class Artifact:
             ArtifactError: if the manifest is invalid or cannot be fetched.
             MissingExtra: if the package that opens a URL is not installed.
         """
-        if is_remote(url := url_of(location)):
+        place = normalized(location)
+        if revision is not None and not place.startswith(HUB):
+            raise ConfigurationError(
+                f"revision applies to {HUB} locations, received {shown(revision)} for {place}."
+            )
+        if is_remote(place):
             from bart_export.artifact import remote  # not needed for directories
 
-            store = remote.open_store(url, revision)
-            path, place = store.directory / MANIFEST, f"{store.location}/{MANIFEST}"
-            try:
-                return cls(store.directory, read_manifest(path, place), store)
-            except ArtifactError:
-                store.discard(MANIFEST)
-                raise
-        if revision is not None:
-            raise ConfigurationError(
-                f"revision applies to hf:// locations, received {shown(revision)} for {location}."
-            )
-        directory = pathlib.Path(location)
+            store = remote.open_store(place, revision)
+            return cls(store.directory, store.manifest, store)
+        directory = pathlib.Path(place)
         with contextlib.suppress(FileNotFoundError):
             if os.path.isdir(directory):
                 return cls(directory, read_manifest(directory / MANIFEST))
@@ -134,26 +130,25 @@ class Artifact:
             stamp = stamps.stamp(status, expected.sha256)
             if not rehash and stamps.read(path) == stamp:
                 return path
-            if status.st_size != expected.bytes:
-                altered = f"it has {status.st_size} bytes, not {expected.bytes}"
+            if status.st_size > expected.bytes:
+                fault = f"it has more than {expected.bytes} bytes"
+            elif status.st_size < expected.bytes:
+                fault = f"it has {status.st_size} bytes, not {expected.bytes}"
             elif sha256(path) != expected.sha256:
-                altered = f"it has the right size, {expected.bytes} bytes, but different content"
+                fault = f"it has the right size, {expected.bytes} bytes, but different content"
             else:
                 stamps.write(path, stamp)
                 return path
+            refusal = f"does not match its manifest: it was altered or damaged ({fault})"
         except OSError as error:
-            raise ArtifactError(
-                f"{path} cannot be read: {error.strerror}. Export the artifact again."
-            ) from None
-        if self.store is not None:
-            self.store.discard(name)
-            raise ArtifactError(
-                f"The download of {self.location}/{name} was damaged ({altered}) and is deleted. "
-                f"{hub_client.AGAIN}"
-            )
+            fault = str(error.strerror)
+            refusal = f"cannot be read: {fault}"
+        if self.store is None:
+            raise ArtifactError(f"{path} {refusal}. Export the artifact again.")
+        hub_client.discard(path)
         raise ArtifactError(
-            f"{path} does not match its manifest: it was altered or damaged ({altered}). "
-            "Export the artifact again."
+            f"The download of {self.location}/{name} was damaged ({fault}) and is deleted. "
+            f"{hub_client.AGAIN}"
         )
 
     def golden(self) -> Golden:
@@ -210,20 +205,28 @@ class Artifact:
 
 
 def read_manifest(path: pathlib.Path, place: str = "") -> Manifest:
-    """Read a manifest and check its seal and fields; messages name its path, or its `place`.
+    """Read a manifest as `parse_manifest` does; messages name its path, or its `place`.
 
     Raises ArtifactError, or FileNotFoundError if it does not exist.
     """
     place = place or str(path)
     try:
-        text = documents.read_bounded(path, MANIFEST_LIMIT)
-        content = documents.parse_json(text)
+        return parse_manifest(documents.read_bounded(path, MANIFEST_LIMIT), place)
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+    except OSError as error:
         raise ArtifactError(
-            f"{place} cannot be read: {reason}. Export the artifact again."
+            f"{place} cannot be read: {error.strerror}. Export the artifact again."
+        ) from None
+
+
+def parse_manifest(text: bytes, place: str) -> Manifest:
+    """Parse a manifest and check its seal and fields, or raise ArtifactError, naming its place."""
+    try:
+        content = documents.parse_json(text)
+    except ValueError as error:
+        raise ArtifactError(
+            f"{place} cannot be read: {error}. Export the artifact again."
         ) from None
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:

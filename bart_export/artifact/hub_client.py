@@ -7,65 +7,76 @@ terminal, and their exceptions become one-line errors.
 import contextlib
 import logging
 import os
+import shutil
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from bart_export.errors import BartExportError, one_line
 
 # Exceptions that the clients raise when they parse an unexpected response.
-UNEXPECTED = (TypeError, ValueError, LookupError, AttributeError, AssertionError, RecursionError)
+UNEXPECTED = (
+    "TypeError", "ValueError", "LookupError", "AttributeError", "AssertionError", "RecursionError",
+)  # fmt: skip
 AGAIN = "Run the same command again; finished files are kept."
 REDIRECTING = threading.RLock()
 SIGN_IN = "sign in with `hf auth login` or set HF_TOKEN"
+NO_DOWNLOAD = "Cannot download {handle} from Hugging Face: {reason}."
+NO_PUSH = "Cannot push to {handle}: {reason}. Check the network, HF_ENDPOINT and HF_HUB_OFFLINE."
+# Traits of an exception, and the message of the first row that has one of them, or none.
+Rows = Iterable[tuple[Collection[str | int], str]]
+# For huggingface_hub: the messages of a download and of a push, "" if they are the same.
+HUGGING_FACE: tuple[tuple[Collection[str | int], str, str], ...] = (
+    (("GatedRepoError", 403),
+     "Hugging Face denies access to {handle}. Accept the model's terms on its page and "
+     f"{SIGN_IN}.",
+     "The token may not write to {handle}. Use one that may, or propose the files with "
+     "--create-pr."),
+    (("RepositoryNotFoundError",),
+     "{handle} does not exist on Hugging Face, or is private. Check the name; if it is private, "
+     f"{SIGN_IN}.", ""),
+    ((401,),
+     f"Hugging Face refuses the token for {{handle}}. Check HF_TOKEN, or {SIGN_IN}.",
+     f"Pushing to {{handle}} needs a token that may write: {SIGN_IN}. Tokens are made at "
+     "huggingface.co/settings/tokens."),
+    (("RevisionNotFoundError",),
+     "{handle} names an unknown revision. Expected a branch, a tag or a commit.", ""),
+    (("LocalEntryNotFoundError",),
+     "Cannot reach Hugging Face for {handle}, and the cache has no complete copy. Check the "
+     "network and HF_HUB_OFFLINE.", ""),
+    (("OSError",), f"The download of {{handle}} was interrupted ({{reason}}). {AGAIN}", NO_PUSH),
+    (("HFValidationError",), NO_DOWNLOAD, NO_PUSH),
+    (UNEXPECTED,
+     "Hugging Face sent an unexpected response for {handle} ({reason}). Check HF_ENDPOINT and the "
+     "network.", ""),
+    ((), NO_DOWNLOAD, NO_PUSH),
+)  # fmt: skip
 
 
-def hugging_face_failure(handle: str, error: Exception) -> str:
+def hugging_face_failure(handle: str, error: Exception, *, push: bool = False) -> str:
     """Return a one-line message for an exception of huggingface_hub."""
-    from huggingface_hub import errors
-
-    status = http_status(error) or http_status(error.__cause__)
-    if isinstance(error, errors.GatedRepoError) or status == 403:
-        return (
-            f"Hugging Face denies access to {handle}. Accept the model's terms on its page and "
-            f"{SIGN_IN}."
-        )
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return (
-            f"{handle} does not exist on Hugging Face, or is private. Check the name; if it is "
-            f"private, {SIGN_IN}."
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"{handle} names an unknown revision. Expected a branch, a tag or a commit."
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        return (
-            f"Cannot reach Hugging Face for {handle}, and the cache has no complete copy. Check "
-            "the network and HF_HUB_OFFLINE."
-        )
-    if "Consistency check failed" in str(error) or status is not None:
-        return f"The download of {handle} was interrupted ({one_line(error)}). {AGAIN}"
-    if isinstance(error, UNEXPECTED) and not isinstance(error, errors.HFValidationError):
-        return unexpected_response("Hugging Face", handle, "HF_ENDPOINT and the network.")
-    return f"Cannot download {handle} from Hugging Face: {one_line(error)}"
+    rows = ((kinds, push and pushing or loading) for kinds, loading, pushing in HUGGING_FACE)
+    return failure(rows, handle, error)
 
 
-def is_missing(error: Exception) -> bool:
-    """Return whether an exception of huggingface_hub says that a repository lacks a file."""
-    from huggingface_hub import errors
-
-    return isinstance(error, errors.RemoteEntryNotFoundError)
-
-
-def unexpected_response(hub: str, handle: str, check: str) -> str:
-    """Return the message for a response that a client could not parse."""
-    return f"{hub} sent an unexpected response for {handle}. Check {check}"
+def failure(rows: Rows, handle: str, error: Exception) -> str:
+    """Return a one-line message for an exception."""
+    found = traits(error)
+    words = next(words for kinds, words in rows if not kinds or not found.isdisjoint(kinds))
+    return words.format(handle=handle, reason=one_line(error))
 
 
-def http_status(error: BaseException | None) -> int | None:
-    """Return the HTTP status of a client's exception, or None if it has no response."""
-    status: int | None = getattr(getattr(error, "response", None), "status_code", None)
-    return status
+def traits(error: BaseException) -> set[str | int]:
+    """Return the names of the classes of an exception and of its cause, and their HTTP statuses."""
+    found: set[str | int] = set()
+    for each in (error, error.__cause__):
+        found |= {kind.__name__ for kind in type(each).__mro__}
+        response = getattr(each, "response", None)
+        values = (getattr(response, "status_code", None), getattr(each, "status", None))
+        found |= {value for value in values if isinstance(value, int)}
+    return found
 
 
 def blob_directories(snapshot: Path) -> tuple[Path, ...]:
@@ -103,13 +114,35 @@ def blob_name(path: Path) -> str:
 
 
 def discard(path: Path) -> None:
-    """Delete a file of a snapshot with its content, so that it is downloaded again."""
-    content = path.resolve()
-    while path.is_symlink():
-        target = path.parent / os.readlink(path)
-        path.unlink()
-        path = target
-    content.unlink(missing_ok=True)
+    """Delete what is in the place of a cached file, so that it is downloaded again.
+
+    The content of a snapshot's link is deleted, too. A deletion that fails is repeated next time.
+    """
+    with contextlib.suppress(OSError):
+        content = path.resolve()
+        while path.is_symlink():
+            target = path.parent / os.readlink(path)
+            path.unlink()
+            path = target
+        shutil.rmtree(content) if content.is_dir() else content.unlink(missing_ok=True)
+
+
+def counting_bar(check: Callable[[int], None]) -> type:
+    """Return a class of progress bars for huggingface_hub that call `check` with the bytes so far.
+
+    The client itself compares a file's size with the announced one only at the end.
+    """
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Bar(tqdm):
+        received = 0
+
+        def update(self, n: float | None = 1) -> Any:
+            self.received += int(n or 0)
+            check(self.received)
+            return super().update(n)
+
+    return Bar
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 A store fetches the manifest when it is opened, and every other file when it is first asked for. A
 file gets its name in the cache only once it is complete, so a killed download leaves nothing that
-could be used. `Artifact.path` checks hashes, as for a local directory.
+could be used. `Artifact.path` checks sizes and hashes, as for a local directory.
 """
 
 import contextlib
@@ -12,17 +12,22 @@ import pathlib
 import shutil
 import uuid
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 from bart_export import documents
 from bart_export.artifact import hub_client, stamps
-from bart_export.artifact.artifact import MANIFEST, MANIFEST_LIMIT, preset_message
+from bart_export.artifact.artifact import (
+    MANIFEST,
+    MANIFEST_LIMIT,
+    parse_manifest,
+    preset_message,
+    read_manifest,
+)
 from bart_export.artifact.drafts import locked_directory
 from bart_export.artifact.manifest import FileEntry
 from bart_export.errors import (
     ArtifactError,
     BartExportError,
-    ConfigurationError,
     NoArtifact,
     import_extra,
     one_line,
@@ -34,6 +39,18 @@ PARTS = ".parts"  # unfinished downloads; no name in a manifest begins with a do
 CHUNK = 1 << 20  # bytes
 # Seconds to wait for another process that is downloading; then both download.
 PATIENCE = 3600.0
+SILENCE = 60.0  # seconds without any data after which an HTTP server does not respond
+REFUSED: set[str | int] = {401, 403, "PermissionError"}
+# Traits of the exceptions of fsspec and its file systems, and their messages.
+FAILURES = (
+    (REFUSED,
+     "Access to {handle} was refused ({reason}). Check the credentials, and run the same command "
+     "again."),
+    (("ImportError",), "Opening {handle} needs a package: {reason}."),
+    ((),
+     "Cannot read {handle}: {reason}. Check the address, the network and the credentials, and run "
+     "the same command again."),
+)  # fmt: skip
 
 
 class HubStore:
@@ -46,50 +63,53 @@ class HubStore:
         self.location = f"{HUB}{repository}" + (f"@{revision}" if revision else "")
         self.repository, self.revision = repository, revision
         self.client = import_extra("huggingface_hub", f"Opening {self.location}", "hub")
-        self.directory = self.download(MANIFEST, MANIFEST_LIMIT).parent
-        self.revision = self.directory.name
+        path = self.download(MANIFEST, MANIFEST_LIMIT)
+        self.directory, self.revision = path.parent, path.parent.name
+        try:
+            self.manifest = read_manifest(path, f"{self.location}/{MANIFEST}")
+        except ArtifactError:
+            hub_client.discard(path)
+            raise
 
     def fetch(self, name: str, entry: FileEntry) -> None:
         """Download a file, unless the cache has it."""
         if not (self.directory / name).exists():
             self.download(name, entry.bytes)
 
-    def discard(self, name: str) -> None:
-        """Delete a damaged file from the cache."""
-        with contextlib.suppress(OSError):
-            hub_client.discard(self.directory / name)
-
     def download(self, name: str, limit: int) -> pathlib.Path:
         """Return the path of a file of at most `limit` bytes in the cache."""
         wanted = {"repo_id": self.repository, "filename": name, "revision": self.revision}
+
+        def require_size(size: int) -> None:
+            if size > limit:
+                raise ArtifactError(
+                    f"{self.location}/{name} must have at most {limit:,} bytes, received {size:,}."
+                )
+
         with hub_client.quiet("huggingface_hub"):
             try:
-                size = self.client.hf_hub_download(**wanted, dry_run=True).file_size or 0
-                if size > limit:
-                    raise ArtifactError(
-                        f"{self.location}/{name} must have at most {limit:,} bytes, received "
-                        f"{size:,}."
-                    )
-                path = pathlib.Path(self.client.hf_hub_download(**wanted))
+                require_size(self.client.hf_hub_download(**wanted, dry_run=True).file_size or 0)
+                bar = hub_client.counting_bar(require_size)
+                path = pathlib.Path(self.client.hf_hub_download(**wanted, tqdm_class=bar))
                 snapshot = path.parents[name.count("/")]
                 hub_client.refuse_outside(self.location, snapshot, [path], ArtifactError)
                 return path
             except BartExportError:
                 raise
             except Exception as error:  # of the client, its HTTP library or the system
-                if hub_client.is_missing(error):
-                    raise self.without(name) from error
+                if "RemoteEntryNotFoundError" in hub_client.traits(error):
+                    raise self.missing(name) from error
                 message = hub_client.hugging_face_failure(self.location, error)
                 raise ArtifactError(message) from error
 
-    def without(self, name: str) -> ArtifactError:
+    def missing(self, name: str) -> ArtifactError:
         """Return the error about a file that the repository lacks."""
-        if name != MANIFEST:
-            return incomplete(self.location, name)
         with contextlib.suppress(Exception):
-            if self.client.file_exists(self.repository, "config.json", revision=self.revision):
+            if name == MANIFEST and self.client.file_exists(
+                self.repository, "config.json", revision=self.revision
+            ):
                 return NoArtifact(preset_message(self.location))
-        return unfinished(self.location)
+        return missing(self.location, name)
 
 
 class UrlStore:
@@ -104,12 +124,12 @@ class UrlStore:
         fsspec = import_extra("fsspec", f"Opening {self.location}", "hub")
         with self.reading(MANIFEST):
             self.system, self.root = fsspec.core.url_to_fs(url)
-            with self.open(MANIFEST) as file:
-                content = b"".join(chunks(file, MANIFEST_LIMIT))
+        content = b"".join(self.read(MANIFEST, MANIFEST_LIMIT))
         if len(content) > MANIFEST_LIMIT:
             raise ArtifactError(
                 f"{self.location}/{MANIFEST} must have at most {MANIFEST_LIMIT:,} bytes."
             )
+        self.manifest = parse_manifest(content, f"{self.location}/{MANIFEST}")
         cache = stamps.user_directory()
         if cache is None:
             raise ArtifactError(
@@ -118,17 +138,22 @@ class UrlStore:
             )
         self.directory = cache / "artifacts" / hashlib.sha256(content).hexdigest()[:32]
         path = self.directory / MANIFEST
-        with self.reading(MANIFEST):
-            if not path.exists() or documents.read_bounded(path, MANIFEST_LIMIT) != content:
+        with self.caching(MANIFEST):
+            try:
+                cached = documents.read_bounded(path, MANIFEST_LIMIT)
+            except OSError:
+                hub_client.discard(path)
+                cached = b""
+            if cached != content:
                 self.directory.mkdir(parents=True, exist_ok=True)
                 documents.replace(path, content)
 
     def fetch(self, name: str, entry: FileEntry) -> None:
-        """Download a file and check its hash, unless the cache has it."""
+        """Download a file of at most one byte more than its entry, unless the cache has it."""
         path = self.directory / name
         if path.exists():
             return
-        with locked_directory(self.directory, PATIENCE) as locked, self.reading(name):
+        with self.caching(name), locked_directory(self.directory, PATIENCE) as locked:
             if path.exists():  # another process has downloaded it meanwhile
                 return
             parts = self.directory / PARTS
@@ -138,70 +163,62 @@ class UrlStore:
             path.parent.mkdir(parents=True, exist_ok=True)
             part = parts / uuid.uuid4().hex
             try:
-                self.download(name, entry, part)
+                with part.open("xb") as file:
+                    file.writelines(self.read(name, entry.bytes))
+                    file.flush()
+                    os.fsync(file.fileno())
                 part.replace(path)
             finally:
                 part.unlink(missing_ok=True)
-            stamps.write(path, stamps.stamp(os.lstat(path), entry.sha256))
 
-    def download(self, name: str, entry: FileEntry, part: pathlib.Path) -> None:
-        """Write a file's content to `part`, or raise ArtifactError if it is not the manifest's."""
-        digest, size = hashlib.sha256(), 0
-        with self.open(name) as source, part.open("xb") as file:
-            for chunk in chunks(source, entry.bytes):
-                file.write(chunk)
-                digest.update(chunk)
+    def read(self, name: str, limit: int) -> Iterator[bytes]:
+        """Yield a remote file's content, and at most one byte more than `limit`.
+
+        A read over a network may return less than was asked for.
+        """
+        size = 0
+        with self.reading(name), self.open(name) as file:
+            while chunk := file.read(min(CHUNK, limit + 1 - size)):
                 size += len(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        received = f"at least {size}" if size > entry.bytes else str(size)
-        if size != entry.bytes:
-            raise damaged(self.location, name, f"it has {received} bytes, not {entry.bytes}")
-        if digest.hexdigest() != entry.sha256:
-            raise damaged(self.location, name, "its hash does not match the manifest")
-
-    def discard(self, name: str) -> None:
-        """Delete a damaged file from the cache."""
-        with contextlib.suppress(OSError):
-            (self.directory / name).unlink(missing_ok=True)
+                yield chunk
 
     def open(self, name: str) -> IO[bytes]:
-        """Open a remote file."""
-        file: IO[bytes] = self.system.open(f"{self.root.rstrip('/')}/{name}", "rb")
+        """Open a remote file; its name precedes the query of the artifact's URL."""
+        root, mark, query = self.root.partition("?")
+        options: dict[str, Any] = {}
+        if "https" in self.system.protocol:
+            import aiohttp  # fsspec's file system needs it, too
+
+            # A stream needs no range requests. Without a size, fsspec would ask for it first, and
+            # report any refusal as a missing file.
+            timeout = aiohttp.ClientTimeout(sock_connect=SILENCE, sock_read=SILENCE)
+            options = {"block_size": 0, "size": 1, "timeout": timeout}
+        path = f"{root.rstrip('/')}/{name}{mark}{query}"
+        file: IO[bytes] = self.system.open(path, "rb", **options)
         return file
 
     @contextlib.contextmanager
     def reading(self, name: str) -> Iterator[None]:
-        """Raise any error of a block that reads a file as an ArtifactError."""
+        """Raise any error of a block that reads a remote file as an ArtifactError."""
         try:
             yield
-        except BartExportError:
-            raise
-        except FileNotFoundError:
-            is_manifest = name == MANIFEST
-            raise (
-                unfinished(self.location) if is_manifest else incomplete(self.location, name)
-            ) from None
-        except ImportError as error:  # of the package for one kind of URL
-            reason = one_line(error).removesuffix(".")
-            raise ArtifactError(f"Opening {self.location} needs a package: {reason}.") from error
         except Exception as error:  # of the file system's package or the operating system
-            reason = one_line(error).removesuffix(".")
+            if isinstance(error, FileNotFoundError) and not hub_client.traits(error) & REFUSED:
+                raise missing(self.location, name) from None
+            message = hub_client.failure(FAILURES, f"{self.location}/{name}", error)
+            raise ArtifactError(message) from error
+
+    @contextlib.contextmanager
+    def caching(self, name: str) -> Iterator[None]:
+        """Raise an OSError of a block that writes to the cache as an ArtifactError."""
+        try:
+            yield
+        except OSError as error:
             raise ArtifactError(
-                f"Cannot copy {self.location}/{name} into the cache: {reason}. Check the address, "
-                "the network and the credentials, and run the same command again."
+                f"Cannot write {name} of {self.location} to the cache in {self.directory}: "
+                f"{one_line(error)}. Free some space, delete the directory, or move the cache with "
+                "XDG_CACHE_HOME."
             ) from error
-
-
-def chunks(file: IO[bytes], limit: int) -> Iterator[bytes]:
-    """Yield a file's content, and at most one byte more than `limit`.
-
-    A read over a network may return less than was asked for.
-    """
-    size = 0
-    while chunk := file.read(min(CHUNK, limit + 1 - size)):
-        size += len(chunk)
-        yield chunk
 
 
 Store = HubStore | UrlStore
@@ -217,17 +234,11 @@ def open_store(location: str, revision: str | None) -> Store:
     Raises:
         NoArtifact: if there is no manifest.
         ArtifactError: if the store cannot be read.
-        ConfigurationError: if `revision` does not apply.
         MissingExtra: if a package of the `hub` extra is not installed.
     """
     if location.startswith(KAGGLE_HUB):
         raise NoArtifact(preset_message(location))
     if not location.startswith(HUB):
-        if revision is not None:
-            raise ConfigurationError(
-                f"revision applies to {HUB} locations, received {shown(revision)} for "
-                f"{redacted(location)}."
-            )
         return UrlStore(location)
     name = location if revision is None else f"{location}@{revision}"
     if (found := HUGGING_FACE.fullmatch(name)) is None:
@@ -237,21 +248,10 @@ def open_store(location: str, revision: str | None) -> Store:
     return HubStore(*found.groups())
 
 
-def unfinished(location: str) -> NoArtifact:
-    """Return the error about a place without a manifest."""
-    return NoArtifact(f"{location} has no {MANIFEST}, so it is not a finished artifact.")
-
-
-def incomplete(location: str, name: str) -> ArtifactError:
+def missing(location: str, name: str) -> ArtifactError:
     """Return the error about a missing file."""
+    if name == MANIFEST:
+        return NoArtifact(f"{location} has no {MANIFEST}, so it is not a finished artifact.")
     return ArtifactError(
         f"{location} has no file {name}, which its manifest lists. Upload the complete artifact."
-    )
-
-
-def damaged(location: str, name: str, fault: str) -> ArtifactError:
-    """Return the error about a download that does not match the manifest."""
-    return ArtifactError(
-        f"The download of {location}/{name} is damaged ({fault}) and was deleted. "
-        f"{hub_client.AGAIN}"
     )

@@ -13,14 +13,13 @@ from bart_export.artifact.hub_client import (
     UNEXPECTED,
     blob_name,
     discard,
-    http_status,
+    failure,
     hugging_face_failure,
     quiet,
     refuse_outside,
-    unexpected_response,
 )
 from bart_export.checkpoints.files import CARD, CONFIG_FILE, GENERATION_FILE, read_json
-from bart_export.errors import CheckpointError, PresetError, import_extra, one_line, shown
+from bart_export.errors import CheckpointError, PresetError, import_extra, shown
 
 # The files that readers need besides the weights, in either format.
 SMALL_FILES = (
@@ -53,6 +52,24 @@ WEIGHT_FILES = {
         ("pytorch_model.bin.index.json", "pytorch_model-*.bin"),
     ),
 }
+# Classes and HTTP statuses of the exceptions of kagglehub and requests, and their messages.
+KAGGLE = (
+    ((404,), "{handle} does not exist on Kaggle. Check the name and version on kaggle.com/models."),
+    ((401, 403),
+     "Kaggle denies access to {handle}. Sign in with a token (KAGGLE_API_TOKEN or "
+     "~/.kaggle/access_token) and accept the model's terms on kaggle.com/models."),
+    (("DataCorruptionError",),
+     f"The download of {{handle}} is damaged (its hash does not match). {AGAIN}"),
+    (("ChunkedEncodingError", "ContentDecodingError"),
+     f"The download of {{handle}} was interrupted. {AGAIN}"),
+    (("ConnectionError", "Timeout"),
+     "Cannot reach Kaggle for {handle}. Check the network. A version that is already downloaded "
+     "works offline if you name it, as in kaggle://org/model/keras/variant/3."),
+    (UNEXPECTED,
+     "Kaggle sent an unexpected response for {handle} ({reason}). Check the network: a proxy may "
+     "have responded."),
+    ((), "Cannot download {handle} from Kaggle: {reason}."),
+)  # fmt: skip
 ADAPTER_FILE = "adapter_config.json"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -73,39 +90,8 @@ def fetch_kaggle(model: str, version: str | None) -> tuple[Path, str]:
         try:
             directory = Path(kagglehub.model_download(handle))
         except Exception as error:  # of the client, requests or the system
-            raise PresetError(kaggle_failure(f"kaggle://{handle}", error)) from error
+            raise PresetError(failure(KAGGLE, f"kaggle://{handle}", error)) from error
     return directory, directory.name
-
-
-def kaggle_failure(handle: str, error: Exception) -> str:
-    """Return a one-line message for an exception of kagglehub."""
-    from kagglehub.exceptions import DataCorruptionError
-    from requests import exceptions as requests_errors
-
-    status = http_status(error)
-    if status == 404:
-        return (
-            f"{handle} does not exist on Kaggle. Check the name and version on kaggle.com/models."
-        )
-    if status in (401, 403):
-        return (
-            f"Kaggle denies access to {handle}. Sign in with a token (KAGGLE_API_TOKEN or "
-            "~/.kaggle/access_token) and accept the model's terms on kaggle.com/models."
-        )
-    if isinstance(error, DataCorruptionError):
-        return f"The download of {handle} is damaged (its hash does not match). {AGAIN}"
-    if isinstance(
-        error, (requests_errors.ChunkedEncodingError, requests_errors.ContentDecodingError)
-    ):
-        return f"The download of {handle} was interrupted. {AGAIN}"
-    if isinstance(error, (requests_errors.ConnectionError, requests_errors.Timeout)):
-        return (
-            f"Cannot reach Kaggle for {handle}. Check the network. A version that is already "
-            "downloaded works offline if you name it, as in kaggle://org/model/keras/variant/3."
-        )
-    if isinstance(error, UNEXPECTED):
-        return unexpected_response("Kaggle", handle, "the network: a proxy may have responded.")
-    return f"Cannot download {handle} from Kaggle: {one_line(error)}"
 
 
 def fetch_hugging_face(repository: str, revision: str | None) -> tuple[Path, str]:

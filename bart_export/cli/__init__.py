@@ -13,7 +13,7 @@ import click
 
 from bart_export.config import MOST_THREADS
 from bart_export.errors import MissingExtra, did_you_mean, printable_lines
-from bart_export.locations import Location, is_remote, redacted
+from bart_export.locations import Location, is_remote, normalized
 from bart_export.progress import Stage
 from bart_export.recipes import metrics
 from bart_export.recipes.table import LITERT
@@ -47,9 +47,8 @@ class LocalPath(click.Path):
     def convert(self, value: Value, param: Value, ctx: Value) -> pathlib.Path:
         """Return the path."""
         if is_remote(value):
-            received = redacted(value)
-            self.fail(f"Expected a local file or directory, received {received}.", param, ctx)
-        return cast(pathlib.Path, super().convert(value, param, ctx))
+            self.fail(f"Expected a local file or directory, received {value}.", param, ctx)
+        return cast(pathlib.Path, super().convert(normalized(value), param, ctx))
 
 
 class ArtifactLocation(LocalPath):

@@ -22,6 +22,7 @@ from bart_export.export.options import (
     SavedModelOptions,
     TfliteOptions,
 )
+from bart_export.locations import last_name
 from bart_export.progress import stages
 from bart_export.recipes import metrics, table
 
@@ -332,8 +333,4 @@ def bundle_lines(bundled: "Artifact") -> Iterator[str]:
 
 def default_output(preset: str) -> pathlib.Path:
     """Return the default output: artifacts/ and the last part of the preset's name."""
-    parts = [part for part in preset.split("@")[0].split("/") if part not in ("", ".", "..")]
-    if preset.startswith("kaggle://") and parts[-1].isdigit():
-        parts.pop()
-    name = parts[-1] if parts else pathlib.Path(preset).resolve().name
-    return pathlib.Path("artifacts") / (name or "artifact")
+    return pathlib.Path("artifacts") / (last_name(preset) or "artifact")

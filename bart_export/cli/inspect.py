@@ -26,7 +26,7 @@ from bart_export.checkpoints.checkpoint import weights_digest
 from bart_export.checkpoints.resolve import ResolvedPreset, known_settings
 from bart_export.documents import plain
 from bart_export.errors import NoArtifact, PresetError, did_you_mean, shown
-from bart_export.locations import Location, is_remote
+from bart_export.locations import Location, is_remote, normalized
 from bart_export.presets import PRESETS
 from bart_export.progress import plural
 
@@ -39,6 +39,7 @@ WIDTH = 100  # of lines outside a terminal
 
 def facts(preset_or_artifact: str) -> Facts:
     """Return the facts of an artifact or a preset."""
+    preset_or_artifact = normalized(preset_or_artifact)
     path, directory = pathlib.Path(preset_or_artifact), os.path.isdir(preset_or_artifact)
     if (path / MANIFEST).is_file() if directory else os.path.isfile(path):
         return artifact_facts(path)

@@ -9,6 +9,7 @@ import io
 import os
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import BinaryIO, cast
 
 import click
@@ -37,12 +38,20 @@ STREAMS = (
 class Commands(click.Group):
     """A click group that prints an error as one line and exits with its code."""
 
-    def main(self, *args: Value, **kwargs: Value) -> Value:
+    def main(self, *args: Value, standalone_mode: bool = True, **kwargs: Value) -> Value:
         """Run the command line."""
         open_closed_streams()
         accept_all_characters()
         try:
-            return super().main(*args, **kwargs)
+            start: Callable[..., Value] = super().main
+            code = start(*args, **kwargs, standalone_mode=False)
+            return sys.exit(code) if standalone_mode else code
+        except click.ClickException as error:  # its message quotes arguments
+            error.message = printable(error.message)  # type: ignore[misc]
+            error.show()
+            sys.exit(error.exit_code)
+        except click.Abort:  # before a command runs
+            sys.exit(INTERRUPTED)
         except OSError as error:  # of standard output; other errors are caught earlier
             click.echo(f"Error: {error.filename or 'Standard output'}: {error.strerror}.", err=True)
             sys.exit(REFUSED)

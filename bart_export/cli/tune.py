@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bart_export import cli
+from bart_export.locations import last_name
 from bart_export.progress import console, plural, stages, text_table
 from bart_export.recipes import metrics
 from bart_export.recipes import table as recipes
@@ -79,8 +80,7 @@ def tune(
 
 def recipe_name(preset: str, budget: Mapping[str, float]) -> str:
     """Return a name for the recipe: the last part of the preset's name, and the budget."""
-    name = pathlib.PurePath(preset.partition("@")[0]).name or pathlib.Path(preset).resolve().name
-    parts = [name, *(f"{metric}_{bound:g}" for metric, bound in budget.items())]
+    parts = [last_name(preset), *(f"{metric}_{bound:g}" for metric, bound in budget.items())]
     return re.sub(r"[^A-Za-z0-9_-]", "_", "_".join(parts)).lstrip("_-")
 
 

@@ -13,7 +13,6 @@ from bart_export import documents
 from bart_export.artifact.figures import FileVerification
 from bart_export.artifact.manifest import Manifest
 from bart_export.artifact.upload import CARD
-from bart_export.errors import import_extra
 from bart_export.locations import HUGGING_FACE
 from bart_export.presets import PRESETS, Preset
 from bart_export.report import facts
@@ -32,13 +31,9 @@ ROUGE = {"rouge_1": "ROUGE-1", "rouge_2": "ROUGE-2", "rouge_l": "ROUGE-L"}
 
 
 def render(manifest: Manifest, repository: str) -> str:
-    """Return the card of an artifact in the repository "org/name".
+    """Return the card of an artifact in the repository "org/name"."""
+    import huggingface_hub as hub
 
-    Raises:
-        MissingExtra: if huggingface_hub or jinja2 is not installed.
-    """
-    purpose = "Writing a model card"
-    hub, _ = (import_extra(name, purpose, "hub") for name in ("huggingface_hub", "jinja2"))
     preset, files = known_preset(manifest), facts.reported_files(manifest)
     data = hub.ModelCardData(
         model_name=facts.title(manifest),
@@ -90,7 +85,7 @@ def base_model(manifest: Manifest) -> str | None:
     return next((match[1] for match in found), None)
 
 
-def licence_fields(licence: str | None) -> dict[str, str]:
+def licence_fields(licence: str | None) -> dict[str, Any]:
     """Return the card's fields for a licence that a checkpoint states."""
     if licence is None:
         return {"license": "unknown"}

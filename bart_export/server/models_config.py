@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from bart_export.artifact.artifact import MANIFEST, Artifact, no_artifact
 from bart_export.artifact.manifest import SAVED_MODEL, TFLITE
 from bart_export.errors import ArtifactError, BartExportError, ConfigurationError, NoArtifact
-from bart_export.locations import Location, is_remote, last_name, url_of
+from bart_export.locations import Location, is_remote, last_name, normalized
 from bart_export.presets import PRESETS
 from bart_export.server import messages
 from bart_export.server.status import StatusError, invalid
@@ -128,8 +128,8 @@ def served_models(locations: Sequence[Location], engine: str | None = None) -> l
         ConfigurationError: if two have the same name.
         ArtifactError: as for `served_model`.
     """
-    by_name: dict[str, Location] = {}
-    for location in locations:
+    by_name: dict[str, str] = {}
+    for location in map(normalized, locations):
         name = last_name(location)
         if name in by_name:
             raise ConfigurationError(
@@ -138,7 +138,7 @@ def served_models(locations: Sequence[Location], engine: str | None = None) -> l
             )
         by_name[name] = location
     return [
-        remote_model(name, url_of(location), engine)
+        remote_model(name, location, engine)
         if is_remote(location)
         else served_model(name, pathlib.Path(location), engine)
         for name, location in by_name.items()

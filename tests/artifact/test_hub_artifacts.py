@@ -19,7 +19,7 @@ from bart_export.artifact import hub_client
 
 FILE, OTHER = "tflite/a.tflite", "tflite/b.tflite"
 CONTENT = bytes(range(256)) * (LARGE // 128)
-FAULTS = ("breaks", "damaged", "gated", "forbidden", "private", "outside")
+FAULTS = ("breaks", "damaged", "gated", "forbidden", "private", "expired", "outside", "endless")
 
 
 def files_of(directory):
@@ -107,12 +107,14 @@ def test_only_the_needed_files_are_downloaded_once(done, files):
         ("private", "hf://org/private does not exist on Hugging Face, or is private"),
         ("gated", "Accept the model's terms on its page"),
         ("forbidden", "denies access to hf://org/forbidden"),
+        ("expired", "Hugging Face refuses the token for hf://org/expired. Check HF_TOK"),
         ("whole@v9", "hf://org/whole@v9 names an unknown revision"),
         ("partial", f"hf://org/partial has no file {FILE}, which its manifest lists"),
         ("garbage", "hf://org/garbage/manifest.json cannot be read: Expecting value"),
         ("edited", "hf://org/edited/manifest.json was edited or damaged"),
         ("huge", "org/huge/manifest.json must have at most 4,194,304 bytes, received 4,194,305"),
         ("longer", f"hf://org/longer/{FILE} must have at most {len(CONTENT):,} bytes"),
+        ("endless", f"hf://org/endless/{FILE} must have at most {len(CONTENT):,} bytes"),
         ("altered", f"hf://org/altered/{FILE} was damaged (it has the right size"),
         ("outside", "stored outside the cache, at "),
     ],
@@ -135,6 +137,10 @@ def test_broken_downloads_are_discarded(done, fault, said):
     assert second["files"] == {FILE: sha256(CONTENT)}
 
 
+def test_a_download_ends_at_the_size_in_the_manifest(done):
+    assert done["hub"].visits["bytes"] < 64 << 20  # the client reads in pieces of 10 MB
+
+
 def test_a_warm_cache_works_offline(done, tmp_path):
     home = tmp_path / "home"
     shutil.copytree(done["home"], home, symlinks=True)
@@ -148,15 +154,30 @@ def test_a_warm_cache_works_offline(done, tmp_path):
         assert "Cannot reach Hugging Face for hf://org/" in outcome["line"]
 
 
-def test_a_cache_that_was_damaged_is_repaired(done, files, tmp_path):
+def make_directory(path):
+    """Replace a file by a directory that is not empty."""
+    path.unlink()
+    (path / "inside").mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    ("damage", "name", "said"),
+    [
+        (lambda path: made_up_artifacts.flip(path.resolve()), FILE, "different content"),
+        (make_directory, FILE, "it is not a regular file"),
+        (lambda path: make_directory(path.resolve()), FILE, "it is not a regular file"),
+        (make_directory, "manifest.json", "it is not a regular file"),
+    ],
+)
+def test_a_cache_that_was_damaged_is_repaired(done, files, tmp_path, damage, name, said):
     home = tmp_path / "home"
     shutil.copytree(done["home"], home, symlinks=True)
     snapshot = next((home / "hf/hub/models--org--whole/snapshots").iterdir())
-    made_up_artifacts.flip((snapshot / FILE).resolve())
+    damage(snapshot / name)
     request = ["hf://org/whole", [FILE]]
     with serving(Hub(files={"org/whole": files})) as address:
         bad, good = opened([request, request], home, HF_ENDPOINT=address)
-    assert f"hf://org/whole/{FILE} was damaged" in bad["line"]
+    assert f"hf://org/whole/{name} " in bad["line"] and said in bad["line"]
     assert good["files"] == {FILE: sha256(CONTENT)}
 
 

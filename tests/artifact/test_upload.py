@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import shutil
+import sys
 
 import pytest
 import yaml
@@ -34,6 +35,7 @@ def pushed(symmetric_artifact, tmp_path_factory):
         (directory / name).write_text("secret")
     damaged = shutil.copytree(symmetric_artifact.directory, place / "damaged")
     made_up_artifacts.flip(damaged / "REPORT.md")
+    carded = made_up_artifacts.write(place / "carded", {"readme.md": b"#"}).directory
     hub = Hub(files={"other/strange": {}}, faults={"other/strange": "strange"})
     answer = ["--output", "-"]
     with serving(hub) as address:
@@ -50,6 +52,8 @@ def pushed(symmetric_artifact, tmp_path_factory):
             "right": (reader, ["push", local, NAME]),
             "damaged": (writer, ["push", str(damaged), "me/damaged"]),
             "strange": (writer, ["push", local, "other/strange"]),
+            "carded": (writer, ["push", str(carded), "me/carded"]),
+            "name": (writer, ["push", local, "me/bart--large"]),
         }
         process = start(
             "run_commands.py", json.dumps(list(commands.values())), home=place,
@@ -99,7 +103,9 @@ def test_a_pull_request_leaves_the_main_branch_as_it_is(pushed):
         ("token", "Pushing to hf://me/bart needs a token that may write: sign in with `hf auth"),
         ("right", "The token may not write to hf://me/bart. Use one that may, or propose the"),
         ("damaged", "REPORT.md does not match its manifest"),
-        ("strange", "Hugging Face sent an unexpected response for hf://other/strange. Check HF_"),
+        ("strange", "Hugging Face sent an unexpected response for hf://other/strange ("),
+        ("carded", 'a model card: "README.md" and "readme.md" name the same file'),
+        ("name", "Cannot push to hf://me/bart--large: Cannot have -- or .. in repo_id"),
     ],
 )
 def test_a_refused_push_is_explained_in_one_line(pushed, name, said):
@@ -107,7 +113,7 @@ def test_a_refused_push_is_explained_in_one_line(pushed, name, said):
     assert (outcome["code"], outcome["printed"]) == (2, "")
     (line,) = outcome["said"].splitlines()
     assert said in line
-    assert "me/damaged" not in pushed["hub"].files
+    assert {"me/damaged", "me/carded"}.isdisjoint(pushed["hub"].files)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +133,15 @@ def test_a_hub_that_cannot_be_reached_is_one_line(symmetric_artifact, tmp_path, 
 def test_a_malformed_name_is_refused(made, name):
     assert f"Expected ORG/NAME, such as me/bart, received {name!r}" in refusal(
         "push", made.directory, name
+    )
+
+
+@pytest.mark.parametrize("package", ["huggingface_hub", "jinja2"])
+def test_a_missing_package_is_named_before_anything_is_read(package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    line = refusal("push", "nowhere", NAME)
+    assert line.startswith(
+        f"Error: Pushing an artifact needs the package {package.replace('_', '-')}"
     )
 
 

@@ -6,6 +6,7 @@ Only `WRITER` may write; with any other token, or none, a push is refused as on 
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import threading
@@ -25,6 +26,7 @@ REFUSALS = {
     "gated": (403, "GatedRepo"),
     "forbidden": (403, ""),
     "private": (401, "RepoNotFound"),
+    "expired": (401, ""),  # the token
     "down": (503, ""),
 }
 
@@ -114,6 +116,14 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.flush()
                 self.hub.stalled.set()
                 self.hub.resume.wait(60)
+        elif fault == "endless" and visit:
+            self.send_response(200)
+            self.end_headers()
+            self.close_connection = True
+            with contextlib.suppress(OSError):  # the client has enough
+                while True:
+                    self.wfile.write(bytes(1 << 20))
+                    self.hub.visits["bytes"] += 1 << 20
         elif fault == "breaks" and visit == 2 and "ETag" in headers:
             self.answer(500)  # the client's attempt to resume
         elif fault == "damaged" and visit == 1:
