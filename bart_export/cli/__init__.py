@@ -6,25 +6,28 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import click
+from click.shell_completion import CompletionItem
 
 from bart_export.config import MOST_THREADS
 from bart_export.errors import MissingExtra, did_you_mean, printable_lines
 from bart_export.locations import Location, is_remote, normalized
+from bart_export.presets import PRESETS
 from bart_export.progress import Stage
 from bart_export.recipes import metrics
-from bart_export.recipes.table import LITERT
+from bart_export.recipes.table import LITERT, RECIPES
 
 Value: TypeAlias = Any  # of a click parameter
 Values = Mapping[str, Value]
 Decorator = Callable[[Callable[..., Value]], Callable[..., Value]]
-if TYPE_CHECKING:  # the class is not generic in all releases of click
+if TYPE_CHECKING:  # these are not generic in all releases of click
     ParamType = click.ParamType[Value]
+    Choice = click.Choice[str]
 else:
-    ParamType = click.ParamType
+    ParamType, Choice = click.ParamType, click.Choice
 
 COUNT = click.IntRange(min=1)
 THREADS = click.IntRange(1, MOST_THREADS)
@@ -78,29 +81,41 @@ class Seconds(click.FloatRange):
         return number
 
 
-class Engine(ParamType):
+class Engine(Choice):
     """The name of an engine; LiteRT's package name is an alias of litert."""
 
     name = "engine"
 
     def __init__(self, *engines: str) -> None:
-        self.engines = engines
-
-    def get_metavar(self, param: Value, ctx: Value = None) -> str:
-        """Return the choices for `--help`."""
-        return f"[{'|'.join(self.engines)}]"
+        super().__init__(engines)
 
     def convert(self, value: Value, param: Value, ctx: Value) -> str:
         """Return the engine's name."""
         name = "litert" if value == LITERT else str(value)
-        if name not in self.engines:
+        if name not in self.choices:
             self.fail(
-                f"An engine must be one of {', '.join(self.engines)}, received {name!r}."
-                f"{did_you_mean(name, self.engines)}",
+                f"An engine must be one of {', '.join(self.choices)}, received {name!r}."
+                f"{did_you_mean(name, self.choices)}",
                 param,
                 ctx,
             )
         return name
+
+
+class Known(ParamType):
+    """A string for which a shell completes known words, and paths unless `paths` is False."""
+
+    def __init__(self, name: str, words: Iterable[str], paths: bool = True) -> None:
+        self.name, self.words, self.paths = name, tuple(words), paths
+
+    def shell_complete(self, ctx: Value, param: Value, incomplete: str) -> list[CompletionItem]:
+        """Return the known words; bash completes a path if there are none."""
+        words = [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
+        return [*([CompletionItem(incomplete, "file")] if self.paths else ()), *words]
+
+
+PRESET = Known("preset", PRESETS)
+RECIPE = Known("recipe", RECIPES, paths=False)
 
 
 def combined(*options: Decorator) -> Decorator:
@@ -121,7 +136,15 @@ def list_option(*names: str, kind: ParamType = click.STRING, **settings: Value) 
         words = (word for text in lists for word in text.split(","))
         return tuple(kind.convert(word, option, context) for word in words)
 
-    return click.option(*names, multiple=True, callback=split, **settings)
+    def complete(context: click.Context, option: click.Parameter, given: str) -> Value:
+        before, comma, word = given.rpartition(",")
+        found = kind.shell_complete(context, option, word)
+        for item in found:
+            item.value = f"{before}{comma}{item.value}"
+        return found
+
+    settings |= {"multiple": True, "callback": split, "shell_complete": complete}
+    return click.option(*names, **settings)
 
 
 def texts_option(flag: str, use: str, default: str, references: bool = True) -> Decorator:

@@ -8,6 +8,7 @@ from bart_export.cli import (
     ARTIFACT,
     COUNT,
     PATH,
+    RECIPE,
     THREADS,
     Engine,
     Seconds,
@@ -44,7 +45,13 @@ ONCE = {"sources": ("--source", "source"), "num_threads": ("--threads", "num_thr
 @click.command()
 @click.argument("artifact", type=ARTIFACT)
 @click.option("--serve", is_flag=True, help="Measure servers of the artifact.")
-@list_option("--recipe", "recipes", metavar="RECIPE,...", help="Files to measure. Default: all.")
+@list_option(
+    "--recipe",
+    "recipes",
+    kind=RECIPE,
+    metavar="RECIPE,...",
+    help="Files to measure. Default: all.",
+)
 @list_option(
     "--source",
     "sources",

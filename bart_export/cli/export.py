@@ -128,6 +128,7 @@ TARGETS = {
 export_options = cli.combined(
     click.option(
         "--preset",
+        type=cli.PRESET,
         help="The model: a name from `bart-export presets`, a directory with a Keras preset or a "
         "Hugging Face checkpoint, hf://ORG/MODEL, or kaggle://ORG/MODEL/keras/VARIANT.",
     ),
@@ -140,6 +141,7 @@ export_options = cli.combined(
     cli.list_option(
         "--recipe",
         "recipes",
+        kind=cli.Known("recipe", (*table.RECIPES, ALL)),
         metavar="RECIPE,...",
         help="How to store the weights of a .tflite file; one file per recipe: "
         f"{', '.join(table.RECIPES)}, a recipe file NAME.json, or {ALL}. "

@@ -86,7 +86,7 @@ def generation_option(name: str, kind: Value, text: str) -> cli.Decorator:
     is_flag=True,
     help="Treat <mask>, <s>, </s>, <pad> and <unk> in a text as tokens.",
 )
-@click.option("--recipe", metavar="RECIPE", help="The recipe of the file to run.")
+@click.option("--recipe", type=cli.RECIPE, help="The recipe of the file to run.")
 @click.option(
     "--engine",
     type=cli.Engine("litert", "tflite-runtime", "edgetpu"),

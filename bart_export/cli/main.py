@@ -59,7 +59,7 @@ class Commands(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Value:
         """Return the command that the arguments name; suggest one for a preset or path."""
         name = args[0]
-        if self.get_command(ctx, name) is None:
+        if not ctx.resilient_parsing and self.get_command(ctx, name) is None:
             from bart_export.artifact.artifact import export_command, is_artifact
             from bart_export.presets import PRESETS
 
@@ -161,7 +161,7 @@ def presets() -> None:
 
 
 @main.command()
-@click.argument("preset_or_artifact")
+@click.argument("preset_or_artifact", type=cli.PRESET)
 @cli.JSON
 def inspect(preset_or_artifact: str, as_json: bool) -> None:
     """Show the configuration, parameters, signatures and files of a preset or an artifact."""

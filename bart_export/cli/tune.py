@@ -23,7 +23,7 @@ STAGES = 18  # approximately, for a search over a hundred layers
 
 
 @click.command()
-@click.argument("preset")
+@click.argument("preset", type=cli.PRESET)
 @cli.bounds_option("--budget", "Bounds that the file must stay within.", required=True)
 @cli.texts_option("--data", "measure with", "Default: the preset's.")
 @click.option(

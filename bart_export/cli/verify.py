@@ -36,7 +36,7 @@ GOLDEN = 6  # about half the golden questions and traces, for the progress bar
 )
 @click.option(
     "--against",
-    metavar="PRESET",
+    type=cli.PRESET,
     help="Compare with the Keras model and weights of the artifact's preset, given in any form of "
     "--preset. Needs TensorFlow.",
 )
