@@ -19,7 +19,7 @@ from bart_export.artifact import hub_client
 
 FILE, OTHER = "tflite/a.tflite", "tflite/b.tflite"
 CONTENT = bytes(range(256)) * (LARGE // 128)
-FAULTS = ("breaks", "damaged", "gated", "forbidden", "private", "expired", "outside", "endless")
+FAULTS = ("breaks", "damaged", "gated", "forbidden", "private", "expired", "outside", "long")
 
 
 def files_of(directory):
@@ -114,7 +114,7 @@ def test_only_the_needed_files_are_downloaded_once(done, files):
         ("edited", "hf://org/edited/manifest.json was edited or damaged"),
         ("huge", "org/huge/manifest.json must have at most 4,194,304 bytes, received 4,194,305"),
         ("longer", f"hf://org/longer/{FILE} must have at most {len(CONTENT):,} bytes"),
-        ("endless", f"hf://org/endless/{FILE} must have at most {len(CONTENT):,} bytes"),
+        ("long", f"hf://org/long/{FILE} must have at most {len(CONTENT):,} bytes"),
         ("altered", f"hf://org/altered/{FILE} was damaged (it has the right size"),
         ("outside", "stored outside the cache, at "),
     ],

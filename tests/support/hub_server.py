@@ -116,12 +116,12 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.flush()
                 self.hub.stalled.set()
                 self.hub.resume.wait(60)
-        elif fault == "endless" and visit:
+        elif fault == "long" and visit:
             self.send_response(200)
             self.end_headers()
             self.close_connection = True
             with contextlib.suppress(OSError):  # the client has enough
-                while True:
+                for _ in range(128):
                     self.wfile.write(bytes(1 << 20))
                     self.hub.visits["bytes"] += 1 << 20
         elif fault == "breaks" and visit == 2 and "ETag" in headers:
