@@ -12,7 +12,6 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from bart_export.errors import BartExportError, one_line
 
@@ -137,7 +136,7 @@ def counting_bar(check: Callable[[int], None]) -> type:
     class Bar(tqdm):
         received = 0
 
-        def update(self, n: float | None = 1) -> Any:
+        def update(self, n: float | None = 1) -> object:
             self.received += int(n or 0)
             check(self.received)
             return super().update(n)

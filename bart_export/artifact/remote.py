@@ -12,7 +12,7 @@ import pathlib
 import shutil
 import uuid
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO
 
 from bart_export import documents
 from bart_export.artifact import hub_client, stamps
@@ -185,7 +185,7 @@ class UrlStore:
     def open(self, name: str) -> IO[bytes]:
         """Open a remote file; its name precedes the query of the artifact's URL."""
         root, mark, query = self.root.partition("?")
-        options: dict[str, Any] = {}
+        options: dict[str, object] = {}
         if "https" in self.system.protocol:
             import aiohttp  # fsspec's file system needs it, too
 

@@ -1,6 +1,6 @@
 """Uploads an artifact to the Hugging Face Hub, in one commit."""
 
-from typing import Any
+import pathlib
 
 from bart_export.artifact import hub_client
 from bart_export.artifact.artifact import MANIFEST, Artifact
@@ -46,7 +46,7 @@ def push(
         ) from None
     paths = {name: artifact.path(name, rehash=True) for name in artifact.manifest.files}
     paths[MANIFEST] = artifact.directory / MANIFEST
-    contents: dict[str, Any] = {**paths, CARD: card.encode()}
+    contents: dict[str, pathlib.Path | bytes] = {**paths, CARD: card.encode()}
     operations = [hub.CommitOperationAdd(name, content) for name, content in contents.items()]
     with hub_client.quiet("huggingface_hub"):
         try:

@@ -28,7 +28,7 @@ def results_or_refusals(
 ) -> list[Result | InputError]:
     """Return the result of each text, or the error that refused it, in order.
 
-    Any other error is raised: it is not about a text, and another attempt may succeed.
+    Every other error is raised: it is not about a text, and another attempt may succeed.
 
     Raises:
         ConfigurationError: if a parameter is unknown or out of range.
