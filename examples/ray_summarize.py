@@ -100,6 +100,6 @@ def main(
 if __name__ == "__main__":
     try:
         main()
-    except BartExportError as error:
+    except (BartExportError, ConnectionError) as error:  # the latter of a cluster
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)

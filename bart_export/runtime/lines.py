@@ -1,6 +1,7 @@
 """A line of a file as a row, a dictionary with a "text"; an unusable line as one with an "error".
 
-A byte order mark at the beginning of a line is removed: files that have one may be concatenated.
+A byte order mark at the beginning of a line is removed, by json.loads too: files that have one may
+be concatenated.
 """
 
 import json
@@ -17,10 +18,7 @@ def parsed(line: bytes) -> object:
     """Return a line's JSON value, or None if it is not JSON."""
     try:
         return json.loads(
-            line.removeprefix(BYTE_ORDER_MARK),
-            object_pairs_hook=object_of,
-            parse_constant=refuse_number,
-            parse_float=finite,
+            line, object_pairs_hook=object_of, parse_constant=refuse_number, parse_float=finite
         )
     except (ValueError, RecursionError):
         return None

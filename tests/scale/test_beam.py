@@ -119,9 +119,11 @@ def test_parameters_outside_their_range_end_a_pipeline(run, location):
 
 
 @pytest.mark.parametrize("settings", [{"return_exceptions": True}, {"texts": []}, {1: 2}, ["seed"]])
-def test_unknown_parameters_are_refused_before_a_pipeline_runs(run, location, settings):
+def test_unknown_parameters_are_refused_before_a_pipeline_runs(location, settings):
+    texts = beam.Pipeline(runner=FnApiRunner()) | beam.Create(SHORT[:2])
+    infer = RunInference(BartModelHandler(location), inference_args=settings)
     with pytest.raises(ConfigurationError, match="Unknown parameter|must be a mapping"):
-        run(SHORT[:2], BartModelHandler(location), settings=settings)
+        texts | infer
 
 
 class ClosedHandler(BartModelHandler):
