@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bart_export.config import NEW_TOKENS, GenerationConfig, checked_fields, require
-from bart_export.errors import BartExportError, InputError
+from bart_export.config import LARGEST_SIZE, GenerationConfig, require
+from bart_export.errors import BartExportError, ConfigurationError, InputError
 from bart_export.runtime.generator import Generator
 from bart_export.runtime.results import Result
 
@@ -15,12 +15,39 @@ FLAGS = ("truncate", "allow_empty", "special_tokens")  # of `Generator.generate`
 
 
 def check_parameters(parameters: Any) -> None:
-    """Raise ConfigurationError unless these are parameters of `Generator.generate`, by name."""
+    """Check parameters of `Generator.generate`, as far as an artifact is not needed.
+
+    Raises:
+        ConfigurationError: if one is unknown, or has a value that no artifact accepts.
+    """
     accepted = isinstance(parameters, Mapping) and all(isinstance(name, str) for name in parameters)
     require(accepted, "The parameters", "a mapping of names to values", parameters)
-    others = {*FLAGS, *NEW_TOKENS}
-    settings = {name: value for name, value in parameters.items() if name not in others}
-    checked_fields(GenerationConfig, settings)
+    for name, value in parameters.items():
+        if name in FLAGS:
+            require(isinstance(value, bool), name, "true or false", value)
+            continue
+        # The others' values are the artifact's, so each is checked with those that limit it least.
+        limits = GenerationConfig(max_length=LARGEST_SIZE, do_sample=name != "num_beams")
+        limits.replace(**{name: value})
+
+
+def checked_settings(generator: Generator, parameters: Mapping[str, Any]) -> GenerationConfig:
+    """Return the settings of a call, of which any text could have a result.
+
+    Raises:
+        ConfigurationError: if a parameter is unknown or out of range, or if the model or a static
+            build does not have its size.
+    """
+    check_parameters(parameters)
+    given = {name: value for name, value in parameters.items() if name not in FLAGS}
+    sizing = generator.engine.sizing
+    try:
+        settings = generator.settings(**given)
+        rows = max(settings.num_beams, settings.num_return_sequences)
+        sizing.decode(1, 1, rows, sizing.first_capacity(settings.max_length))
+    except InputError as error:  # not about a text: it would refuse all of them
+        raise ConfigurationError(str(error)) from None
+    return settings
 
 
 def results_or_refusals(
@@ -31,10 +58,10 @@ def results_or_refusals(
     Every other error is raised: it is not about a text, and another attempt may succeed.
 
     Raises:
-        ConfigurationError: if a parameter is unknown or out of range.
+        ConfigurationError: see `checked_settings`.
         EngineError: if the engine fails.
     """
-    check_parameters(parameters)
+    checked_settings(generator, parameters)
     answers: list[Result | InputError] = []
     for answer in list(generator.generate_iter(texts, return_exceptions=True, **parameters)):
         if isinstance(answer, BartExportError) and not isinstance(answer, InputError):

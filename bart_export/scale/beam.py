@@ -103,10 +103,10 @@ class BartModelHandler(ModelHandler[Element, PredictionResult, Generator]):
         self.location = model_path or self.location
 
     def validate_inference_args(self, inference_args: Mapping[str, Any] | None) -> None:
-        """Refuse unknown parameters where the pipeline is made, before a worker has them.
+        """Refuse invalid parameters where the pipeline is constructed, before a worker has them.
 
         Raises:
-            ConfigurationError: if a parameter is unknown.
+            ConfigurationError: if one is unknown, or has a value that no artifact accepts.
         """
         check_parameters(inference_args or {})
 

@@ -22,7 +22,7 @@ from bart_export.errors import InputError, MissingExtra, shown
 from bart_export.runtime import Generator, Result
 from bart_export.runtime.results import RESULT_FIELDS, Row
 from bart_export.runtime.scheduler import MAX_BATCH_SIZE
-from bart_export.scale import MEMORY_BUDGET, results_or_refusals
+from bart_export.scale import MEMORY_BUDGET, checked_settings, results_or_refusals
 
 try:
     import pyarrow as pa
@@ -87,7 +87,7 @@ class BartGenerator:
         if num_threads is None:
             num_threads = threads_of_worker()
         self.generator = Generator.from_artifact(location, num_threads=num_threads, **opening)
-        self.schema = schema(self.generator.settings(**parameters).num_return_sequences)
+        self.schema = schema(checked_settings(self.generator, calling).num_return_sequences)
 
     def __reduce__(self) -> tuple[Callable[[], "BartGenerator"], tuple[()]]:
         return self.copied, ()

@@ -170,6 +170,10 @@ def test_what_no_batch_can_change_is_refused_at_once(location, tmp_path, monkeyp
         BartGenerator(location, num_beam=4)
     with pytest.raises(ConfigurationError, match="return_exceptions"):
         BartGenerator(location, return_exceptions=True)
+    with pytest.raises(ConfigurationError, match="max_length must be at most"):
+        BartGenerator(location, max_length=1000)
+    with pytest.raises(ConfigurationError, match="truncate must be true or false"):
+        BartGenerator(location, truncate="yes")
     with pytest.raises(ConfigurationError, match="revision applies to hf:// locations"):
         BartGenerator(location, revision="main")
     with pytest.raises(ArtifactError):
