@@ -20,6 +20,9 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 
+if __name__ == "__main__":  # before Beam, which warns of packages that are not needed
+    logging.getLogger().setLevel(logging.ERROR)
+
 import apache_beam as beam
 import pyarrow
 from apache_beam.ml.inference.base import RunInference
@@ -27,6 +30,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from bart_export.artifact.artifact import Artifact
 from bart_export.errors import BartExportError, InputError, one_line
+from bart_export.locations import is_remote, normalized, redacted
 from bart_export.runtime.lines import row_of_line, row_of_object
 from bart_export.runtime.results import Row
 from bart_export.scale.beam import BartModelHandler, error_rows, result_row
@@ -91,12 +95,14 @@ def parse(
     PipelineOptions([]).get_all_options(add_extra_args_fn=beams.append)
     beams[0].error = parser.error
     if unknown := beams[0].parse_known_args(flags)[1]:
-        parser.error(f"unknown arguments: {' '.join(unknown)}")
+        parser.error(f"unknown arguments: {redacted(' '.join(unknown))}")
     for name, suffixes in SUFFIXES.items():
         if suffix_of(path := getattr(own, name)) not in suffixes:
-            parser.error(f"--{name} must end in {' or '.join(suffixes)}, received {path}")
-    if own.output == own.failed or own.shards < 1:
-        parser.error("--output and --failed must differ, and --shards be at least 1")
+            parser.error(f"--{name} must end in {' or '.join(suffixes)}, received {redacted(path)}")
+    if prefix_of(own.output) == prefix_of(own.failed):
+        parser.error("--output and --failed must name different files, received the same")
+    if own.shards < 1:
+        parser.error(f"--shards must be at least 1, received {own.shards}")
     return parser, own, flags
 
 
@@ -112,6 +118,13 @@ def row_of(line: bytes, read: Callable[[bytes], Row]) -> Row:
 def suffix_of(path: str) -> str:
     """Return the suffix of a path."""
     return os.path.splitext(path)[1].lower()
+
+
+def prefix_of(path: str) -> str:
+    """Return what the names of a path's files begin with, absolute unless it is a URL."""
+    prefix, suffix = os.path.splitext(normalized(path))
+    place = prefix if is_remote(prefix) else os.path.realpath(prefix)
+    return f"{place}{suffix.lower()}"
 
 
 def write(rows: beam.PCollection, path: str, shards: int) -> None:
@@ -131,10 +144,9 @@ def write(rows: beam.PCollection, path: str, shards: int) -> None:
 def columns(row: Row) -> Row:
     """Return the values of `COLUMNS` in a row."""
     strings = COLUMNS.keys() - {"score"}
-    texts = {name: str(value) for name, value in row.items() if name in strings}
+    texts = {name: str(row[name]) for name in strings if row.get(name) is not None}
     return {**dict.fromkeys(COLUMNS), "score": row.get("score"), **texts}
 
 
 if __name__ == "__main__":
-    logging.getLogger().setLevel(logging.ERROR)  # Beam warns of packages that are not needed
     main()

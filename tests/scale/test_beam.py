@@ -12,8 +12,11 @@ import pytest
 from apache_beam.ml.inference.base import RunInference
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
+from bart_export.contract import static_buckets
 from bart_export.errors import ConfigurationError, InputError
 from bart_export.runtime.generator import Generator
+from bart_export.runtime.sizing import sizing_of
+from bart_export.scale import check_parameters, checked_settings
 from bart_export.scale.beam import BartModelHandler, error_rows, result_row
 
 ROOT = Path(__file__).parents[2]
@@ -113,17 +116,49 @@ def test_a_refused_text_ends_a_pipeline_that_has_no_place_for_it(location):
         pipeline.run()
 
 
-def test_parameters_outside_their_range_end_a_pipeline(run, location):
-    with pytest.raises(Exception, match="num_beams must be"):
-        run(SHORT[:2], BartModelHandler(location), settings={"num_beams": 0})
+def test_parameters_that_the_model_cannot_have_end_a_pipeline(run, location):
+    with pytest.raises(Exception, match="max_length must be at most"):
+        run(SHORT[:2], BartModelHandler(location), settings={"max_length": 1000})
 
 
-@pytest.mark.parametrize("settings", [{"return_exceptions": True}, {"texts": []}, {1: 2}, ["seed"]])
-def test_unknown_parameters_are_refused_before_a_pipeline_runs(location, settings):
+def test_a_size_that_a_static_build_does_not_have_is_not_about_a_text(generator, monkeypatch):
+    buckets = static_buckets(generator.engine.config, [64], 24, [1, 2])
+    monkeypatch.setattr(generator.engine, "sizing", sizing_of(generator.engine.config, buckets))
+    sampled = {"num_beams": 1, "do_sample": True, "num_return_sequences": 4}
+    for settings in ({"num_beams": 4}, {"max_length": 25}, sampled):
+        with pytest.raises(ConfigurationError, match="must be at most .* in this static build"):
+            checked_settings(generator, {"num_beams": 2, "max_length": 24, **settings})
+    assert checked_settings(generator, {"num_beams": 2, "max_length": 24}).max_length == 24
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"return_exceptions": True}, "Unknown parameter"),
+        ({"texts": []}, "Unknown parameter"),
+        ({1: 2}, "must be a mapping"),
+        (["seed"], "must be a mapping"),
+        ({"special_tokens": None}, "special_tokens must be true or false, received null"),
+        ({"truncate": "yes"}, "truncate must be true or false"),
+        ({"num_beams": "4"}, "num_beams must be an integer"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be an integer of at least 1"),
+        ({"top_p": 2}, "top_p must be"),
+    ],
+)
+def test_invalid_parameters_are_refused_before_a_pipeline_runs(location, settings, words):
     texts = beam.Pipeline(runner=FnApiRunner()) | beam.Create(SHORT[:2])
     infer = RunInference(BartModelHandler(location), inference_args=settings)
-    with pytest.raises(ConfigurationError, match="Unknown parameter|must be a mapping"):
+    with pytest.raises(ConfigurationError, match=words):
         texts | infer
+
+
+def test_parameters_that_some_artifact_accepts_are_not_refused_before_it_is_open():
+    for settings in (
+        {"num_beams": 4, "num_return_sequences": 2, "min_length": 56, "eos_token_id": [2, 3]},
+        {"seed": 3, "top_k": 5}, {"do_sample": True}, {"do_sample": False}, {"truncate": True},
+        {"max_new_tokens": 5, "min_new_tokens": 2, "prompt_lookup_num_tokens": 3},
+    ):  # fmt: skip
+        check_parameters(settings)
 
 
 class ClosedHandler(BartModelHandler):
@@ -226,6 +261,7 @@ def test_the_example_replaces_its_files_and_keeps_what_it_cannot_read(
         ids = [row.get("id") for row in rows_of(tmp_path, "failed")]
         assert sorted(filter(None, ids)) == [7, 9]
         assert len(ids) == len(unusable)
+    assert example.columns({"id": None, "text": 7})["id"] is None
     summarize("table", ".parquet")
     tables = [pyarrow.parquet.read_table(path) for path in tmp_path.glob("table-*")]
     table = [row for table in tables for row in table.to_pylist()]
@@ -239,13 +275,15 @@ def test_the_example_replaces_its_files_and_keeps_what_it_cannot_read(
     [
         (["--input=x.json"], "--input must end in .txt or .jsonl or .ndjson"),
         (["--output=o.csv"], "--output must end in .jsonl or .parquet"),
-        (["--failed=o.jsonl"], "--output and --failed must differ"),
-        (["--shards=0"], "--shards be at least 1"),
+        (["--failed=./x/../o.JSONL"], "--output and --failed must name different files"),
+        (["--failed=s3://key:secret@x/o?token=a"], "or .parquet, received s3://x/o"),
+        (["--shards=0"], "error: --shards must be at least 1, received 0"),
+        (["--shard=s3://key:secret@x"], "unknown arguments: --shard=s3://x"),
         (["--shard=2", "--runner=FnApiRunner"], "unknown arguments: --shard=2"),
         (["another.txt"], "unknown arguments: another.txt"),
         (["--direct_num_workers=two"], "invalid int value: 'two'"),
         (["--runner=Nope"], "Unexpected pipeline runner: Nope"),
-        ([], "No files found based on the file pattern"),
+        (["--failed=o.parquet"], "No files found based on the file pattern"),
     ],
 )
 def test_the_example_refuses_what_it_or_beam_would_ignore(
