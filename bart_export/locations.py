@@ -14,17 +14,20 @@ REPOSITORY = re.compile(rf"{WORD}/{WORD}", re.ASCII)
 # Windows has one letter.
 URL = re.compile(r"[A-Za-z][\w+.-]+:(:[^/]*:)?//")
 FILE = re.compile(r"(?:file|local):(?://)?(?=/)")  # of the URL of a local path
-CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
+# Up to the last "@" before the path. A password with a "/" is not valid, but must not be shown.
+CREDENTIALS = re.compile(
+    r"(?:(?<=://)|(?<=\w\w:/)(?!/))(?:[^/\s]*|[^/\s:@]+:(?!\d+/)(?:(?!://)\S)*)@"
+)
 # May have a token or a signature. Each URL is read once, however many a text has.
-QUERY = re.compile(r"(://(?:(?!://)[^?\s])*)\?[^\s\"']+")
+QUERY = re.compile(r"(://(?:(?!://)[^?#\s])*)[?#][^\s\"']+")
 
 
 def normalized(location: Location) -> str:
     """Return a location as a string: a URL, or the path that it is or that a file:// URL names.
 
-    A Path has lost a slash of hf:// or kaggle://.
+    A Path has lost a slash of a URL.
     """
-    text = re.sub(r"^(hf|kaggle):/(?!/)", r"\1://", os.fspath(location))
+    text = re.sub(r"^(?!file|local)(\w[\w+.-]+):/(?!/)", r"\1://", os.fspath(location))
     if (found := FILE.match(text)) is None:
         return text
     from urllib.request import url2pathname  # slow to import

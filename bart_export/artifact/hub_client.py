@@ -37,7 +37,8 @@ HUGGING_FACE: tuple[tuple[Collection[str | int], str, str], ...] = (
      "{handle} does not exist on Hugging Face, or is private. Check the name; if it is private, "
      f"{SIGN_IN}.", ""),
     ((401,),
-     f"Hugging Face refuses the token for {{handle}}. Check HF_TOKEN, or {SIGN_IN}.",
+     "Hugging Face refuses the token for {handle}. Set HF_TOKEN to a valid token, or sign in with "
+     "`hf auth login`.",
      f"Pushing to {{handle}} needs a token that may write: {SIGN_IN}. Tokens are made at "
      "huggingface.co/settings/tokens."),
     (("RevisionNotFoundError",),
@@ -102,8 +103,8 @@ def refuse_outside(
     for path in paths:
         if not any(path.resolve().is_relative_to(place) for place in inside):
             raise error(
-                f"The hub of {handle} caused {path.name} to be stored outside the cache, at "
-                f"{path.resolve()}, so do not trust it. Check HF_ENDPOINT, and delete the file."
+                f"The server of {handle} made the client store {path.name} outside the cache, at "
+                f"{path.resolve()}. Do not trust it: check HF_ENDPOINT, and delete the file."
             )
 
 

@@ -1,15 +1,17 @@
 """Artifacts on the Hugging Face Hub or behind any other URL, and their local copies.
 
 A store fetches the manifest when it is opened, and every other file when it is first asked for. A
-file gets its name in the cache only once it is complete, so a killed download leaves nothing that
-could be used. `Artifact.path` checks sizes and hashes, as for a local directory.
+file gets its name in the cache only once it is complete, so an interrupted download leaves nothing
+usable behind. `Artifact.path` checks sizes and hashes, as for a local directory.
 """
 
 import contextlib
+import gc
 import hashlib
 import os
 import pathlib
 import shutil
+import traceback
 import uuid
 from collections.abc import Iterator
 from typing import IO
@@ -115,8 +117,8 @@ class HubStore:
 class UrlStore:
     """An artifact at a URL that fsspec can open, with a copy in this user's cache.
 
-    The copy is in a directory that is named by the manifest's hash, so that of another version does
-    not replace it.
+    The copy is in a directory named after the manifest's hash, so versions do not overwrite each
+    other.
     """
 
     def __init__(self, url: str) -> None:
@@ -203,10 +205,13 @@ class UrlStore:
         try:
             yield
         except Exception as error:  # of the file system's package or the operating system
+            with hub_client.quiet("asyncio"):  # aiohttp reports a connection that fsspec left open
+                traceback.clear_frames(error.__traceback__)
+                gc.collect()
             if isinstance(error, FileNotFoundError) and not hub_client.traits(error) & REFUSED:
                 raise missing(self.location, name) from None
             message = hub_client.failure(FAILURES, f"{self.location}/{name}", error)
-            raise ArtifactError(message) from error
+            raise ArtifactError(message) from None  # its message may have credentials
 
     @contextlib.contextmanager
     def caching(self, name: str) -> Iterator[None]:

@@ -26,7 +26,7 @@ from bart_export.checkpoints.checkpoint import weights_digest
 from bart_export.checkpoints.resolve import ResolvedPreset, known_settings
 from bart_export.documents import plain
 from bart_export.errors import NoArtifact, PresetError, did_you_mean, shown
-from bart_export.locations import Location, is_remote, normalized
+from bart_export.locations import HUB, KAGGLE_HUB, Location, is_remote, normalized
 from bart_export.presets import PRESETS
 from bart_export.progress import plural
 
@@ -49,6 +49,8 @@ def facts(preset_or_artifact: str) -> Facts:
         try:
             return artifact_facts(preset_or_artifact)
         except NoArtifact:
+            if not preset_or_artifact.startswith((HUB, KAGGLE_HUB)):
+                raise
             return preset_facts(preset_or_artifact)
     raise PresetError(
         f"{shown(preset_or_artifact)} is neither an artifact's directory nor a preset."

@@ -107,7 +107,7 @@ def test_only_the_needed_files_are_downloaded_once(done, files):
         ("private", "hf://org/private does not exist on Hugging Face, or is private"),
         ("gated", "Accept the model's terms on its page"),
         ("forbidden", "denies access to hf://org/forbidden"),
-        ("expired", "Hugging Face refuses the token for hf://org/expired. Check HF_TOK"),
+        ("expired", "Hugging Face refuses the token for hf://org/expired. Set HF_TOKEN"),
         ("whole@v9", "hf://org/whole@v9 names an unknown revision"),
         ("partial", f"hf://org/partial has no file {FILE}, which its manifest lists"),
         ("garbage", "hf://org/garbage/manifest.json cannot be read: Expecting value"),
@@ -116,7 +116,7 @@ def test_only_the_needed_files_are_downloaded_once(done, files):
         ("longer", f"hf://org/longer/{FILE} must have at most {len(CONTENT):,} bytes"),
         ("long", f"hf://org/long/{FILE} must have at most {len(CONTENT):,} bytes"),
         ("altered", f"hf://org/altered/{FILE} was damaged (it has the right size"),
-        ("outside", "stored outside the cache, at "),
+        ("outside", " outside the cache, at "),
     ],
 )  # fmt: skip
 def test_what_cannot_be_opened_is_explained_in_one_line(done, repository, said):

@@ -17,7 +17,7 @@ from support.hub_processes import outcomes, start
 from bart_export.artifact import remote, stamps
 from bart_export.artifact.artifact import MANIFEST_LIMIT, Artifact
 from bart_export.errors import ArtifactError, ConfigurationError, MissingExtra, NoArtifact
-from bart_export.locations import is_remote, last_name, redacted
+from bart_export.locations import is_remote, last_name, normalized, redacted
 from bart_export.runtime import Generator
 from bart_export.server import models_config, versions
 
@@ -294,10 +294,18 @@ def test_a_killed_download_leaves_nothing_that_is_used(tmp_path):
 
 def test_locations_are_told_apart():
     remotes = ["hf://org/name", "gs://b/x", "simplecache::gs://b/x", "zip://a::http://h/a.zip"]
-    assert all(map(is_remote, [*remotes, Path("hf://org/name"), "kaggle://a/b"]))
-    paths = ["artifacts/x", "/a//b", "C://x", "a: b://c", Path("gs://b/x"), "file:///a", "file:b"]
+    assert all(map(is_remote, [*remotes, Path("hf://org/name"), Path("gs://b/x"), "kaggle://a/b"]))
+    paths = ["artifacts/x", "/a//b", "C://x", "a: b://c", Path("c:/a"), "file:///a", "file:b"]
     assert not any(map(is_remote, paths))
-    assert redacted("ftp://me:word@host/a@b hf://org/name@v1") == "ftp://host/a@b hf://org/name@v1"
+    for same in ("hf://org/name@v1", "https://host:80/a@b", "C:/me@a"):
+        assert redacted(same) == same
+    for secret in ("me:word@", "me:wo/rd@", "word@"):
+        assert redacted(f"ftp://{secret}host/a") == "ftp://host/a"
+        assert redacted(os.fspath(Path(f"ftp://{secret}host/a"))) == "ftp:/host/a"
+    assert (
+        redacted("http://host/a#token=word http://host?token=word") == "http://host/a http://host"
+    )
+    assert normalized(Path("ftp://host/a")) == "ftp://host/a"
     names = ["hf://org/name@v1", "hf://org/name", "gs://bucket/models/name/", "artifacts/name"]
     assert {*map(last_name, names)} == {"name"}
     assert last_name("s3://bucket/name@2") == "name@2"

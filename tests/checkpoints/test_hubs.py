@@ -280,7 +280,7 @@ def test_named_presets_come_from_kaggle_with_registry_settings(kaggle):
         ("hugging_face", "hf://org/adapter", 'a LoRA adapter for "org/plain", not a full model'),
         ("hugging_face", "hf://org/down", "Cannot reach Hugging Face for hf://org/down"),
         ("hugging_face", "hf://org/strange", "Hugging Face sent an unexpected response for"),
-        ("hugging_face", "hf://org/outside", "stored outside the cache, at "),
+        ("hugging_face", "hf://org/outside", " outside the cache, at "),
         ("kaggle", "nothing/1", f"kaggle://{KAGGLE}/nothing/1 does not exist on Kaggle"),
         ("kaggle", "plain/7", f"kaggle://{KAGGLE}/plain/7 does not exist on Kaggle"),
         ("kaggle", "forbidden/1", "Kaggle denies access"),
