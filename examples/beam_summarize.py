@@ -30,9 +30,10 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from bart_export.artifact.artifact import Artifact
 from bart_export.errors import BartExportError, InputError, one_line
-from bart_export.locations import is_remote, normalized, redacted
+from bart_export.locations import redacted
 from bart_export.runtime.lines import row_of_line, row_of_object
 from bart_export.runtime.results import Row
+from bart_export.scale import place_of
 from bart_export.scale.beam import BartModelHandler, error_rows, result_row
 
 QUIET = ["--default_sdk_harness_log_level=ERROR"]
@@ -122,9 +123,8 @@ def suffix_of(path: str) -> str:
 
 def prefix_of(path: str) -> str:
     """Return what the names of a path's files begin with, absolute unless it is a URL."""
-    prefix, suffix = os.path.splitext(normalized(path))
-    place = prefix if is_remote(prefix) else os.path.realpath(prefix)
-    return f"{place}{suffix.lower()}"
+    prefix, suffix = os.path.splitext(place_of(path))
+    return f"{prefix}{suffix.lower()}"
 
 
 def write(rows: beam.PCollection, path: str, shards: int) -> None:

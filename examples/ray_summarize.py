@@ -15,8 +15,9 @@ import click
 
 from bart_export.cli import COUNT, THREADS
 from bart_export.errors import BartExportError, import_extra
+from bart_export.locations import redacted
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send statistics to its makers
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send statistics to its developers
 
 
 def location(path: str) -> str:
@@ -61,13 +62,14 @@ def main(
     from ray.data.checkpoint import CheckpointConfig
 
     from bart_export.scale.ray import BartGenerator
-    from bart_export.scale.ray_files import job_settings, open_checkpoint, open_rows
+    from bart_export.scale.ray_files import check_places, job_settings, open_checkpoint, open_rows
 
+    check_places(source, output)
     given = {name: value for name, value in parameters.items() if value is not None}
     settings = job_settings(artifact, **given)
     texts = open_rows(source)
     if texts is None:
-        click.echo(f"{source} has no rows.")
+        click.echo(f"{redacted(source)} has no rows.")
         return
     ids = open_checkpoint(output, texts, settings)
     # On this machine, declare two more CPUs than the workers have: Ray starts them first, and
@@ -93,7 +95,8 @@ def main(
     results = pyarrow.dataset.dataset(output)
     refused = results.count_rows(filter=pyarrow.dataset.field("error").is_valid())
     click.echo(
-        f"{output}: {results.count_rows()} texts, {refused} of them refused; see their error."
+        f"{redacted(output)}: {results.count_rows()} texts, {refused} of them refused; see their "
+        "error."
     )
 
 
@@ -101,5 +104,5 @@ if __name__ == "__main__":
     try:
         main()
     except (BartExportError, ConnectionError) as error:  # the latter of a cluster
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {redacted(str(error))}", err=True)
         sys.exit(2)

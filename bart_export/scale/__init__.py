@@ -1,10 +1,12 @@
 """Adapters of the runtime for engines that run on many machines."""
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bart_export.config import LARGEST_SIZE, GenerationConfig, require
 from bart_export.errors import BartExportError, ConfigurationError, InputError
+from bart_export.locations import is_remote, normalized, redacted
 from bart_export.runtime.generator import Generator
 from bart_export.runtime.results import Result
 
@@ -12,6 +14,12 @@ from bart_export.runtime.results import Result
 # as busy as 9 sources, in a third of the memory.
 MEMORY_BUDGET = 40 << 20
 FLAGS = ("truncate", "allow_empty", "special_tokens")  # of `Generator.generate`, besides settings
+
+
+def place_of(location: str) -> str:
+    """Return a location such that the names of one place are equal: an absolute path or a URL."""
+    path = normalized(location)
+    return redacted(path).rstrip("/") if is_remote(path) else os.path.realpath(path)
 
 
 def check_parameters(parameters: Any) -> None:

@@ -2,20 +2,21 @@
 
 import gzip
 import json
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from bart_export.errors import InputError
-from bart_export.scale.ray_files import open_checkpoint, open_rows
+from bart_export.scale.ray_files import BLOCK, check_places, open_checkpoint, open_rows
 
 TABLE = pa.table({"id": [1, 2], "text": ["a", "b"]})
 WRONG = {
     "a null id": ([{"id": 1, "text": "a"}, {"id": None, "text": "b"}], "but row 2 has none"),
     "no id": ([{"id": 1, "text": "a"}, {"text": "b"}], "but row 2 has none"),
-    "an id twice": ([{"id": n % 4, "text": "a"} for n in range(5)], "but 2 rows have the id 0"),
-    "a string twice": ([{"id": "é", "text": "a"}] * 3, 'but 3 rows have the id "é"'),
+    "an id twice": ([{"id": n % 4, "text": "a"} for n in range(5)], "unique, but 2 rows of"),
+    "a string twice": ([{"id": "é", "text": "a"}] * 3, 'texts.jsonl have the id "é"'),
     "other ids": ([{"id": 1.5, "text": "a"}], "integers or strings as 'id'"),
     "large ids": ([{"id": 1 << 70, "text": "a"}], "received double and string"),
     "ids of two kinds": ([{"id": 1, "text": "a"}, {"id": "b", "text": "b"}], "cannot be used"),
@@ -23,9 +24,13 @@ WRONG = {
     "no texts": ([{"id": 1, "body": "a"}], 'received ["id", "body"]'),
     "numbers for texts": ([{"id": 1, "text": 2}], "strings as 'text', received int64 and int64"),
     "not UTF-8": (b'{"id": 1, "text": "a"}\n{"id": 2, "text": "\xff"}', "Invalid UTF8"),
+    "another column": (b'{"id": 1, "text": "a", "o": "\xff"}\n', "Invalid UTF8"),
+    "dates": ([{"id": "2026-01-01", "text": "a"}], "and string. Arrow reads strings of JSON that"),
+    "a long row": (b'{"id": 1, "text": "%s"}\n' % (b"a" * BLOCK), "and be shorter than 4194304"),
+    "no line break": (b'\n{"id": 1, "text": "a"}', "must end with a line break"),
     "not JSON": (b'{"id": 1, "text": "a"}\nnot', "JSON parse error"),
-    "an array": (b'[{"id": 1, "text": "a"}]', "JSON parse error"),
-    "a name twice": (b'{"id": 1, "id": 2, "text": "a"}', "was specified twice"),
+    "an array": (b'[{"id": 1, "text": "a"}]\n', "JSON parse error"),
+    "a name twice": (b'{"id": 1, "id": 2, "text": "a"}\n', "was specified twice"),
 }  # fmt: skip
 
 
@@ -48,7 +53,7 @@ def test_a_source_is_a_file_or_a_directory_of_one_format(tmp_path):
         rows = open_rows(str(source))
         return rows and [path[len(str(tmp_path)) :] for path in rows.files]
 
-    with pytest.raises(InputError, match='received "no file"'):
+    with pytest.raises(InputError, match="absent.jsonl does not exist"):
         names(tmp_path / "absent.jsonl")
     for name in ("a.jsonl", "b.ndjson", "later/c.JSON.gz", "empty.jsonl", "README", "_d/d.parquet"):
         path = tmp_path / name
@@ -56,9 +61,12 @@ def test_a_source_is_a_file_or_a_directory_of_one_format(tmp_path):
         row = b"\xef\xbb\xbf" + lines([{"id": name, "text": "a" * 3_000_000}]) + b"\n"
         path.write_bytes(gzip.compress(row) if name.endswith("gz") else row)
     (tmp_path / "empty.jsonl").write_bytes(b"")
+    (tmp_path / "0.jsonl").write_bytes(b"\xef\xbb\xbf\r\n \n")
+    (tmp_path / "1.jsonl.gz").write_bytes(gzip.compress(b""))
     assert names(tmp_path) == ["/a.jsonl", "/b.ndjson", "/later/c.JSON.gz"]
     assert names(tmp_path / "a.jsonl") == ["/a.jsonl"]
-    assert names(tmp_path / "empty.jsonl") is None
+    for name in ("empty.jsonl", "0.jsonl", "1.jsonl.gz"):
+        assert names(tmp_path / name) is None
     with pytest.raises(InputError, match=r'of one of these formats, received \["README"\]'):
         names(tmp_path / "README")
     pq.write_table(TABLE, tmp_path / "later/e.parquet")
@@ -107,7 +115,7 @@ def test_a_checkpoint_belongs_to_its_settings(job, tmp_path):
     with pytest.raises(InputError, match=r'"integers"\}, received \{"id": "strings"\}'):
         begin(open_rows(str(tmp_path / "other.parquet")))
     ids.with_name("settings.json").write_text("[]")
-    with pytest.raises(InputError, match=r'with \{"num_beams": null, .*delete .*headlines and '):
+    with pytest.raises(InputError, match="settings.json cannot be read: .*delete .*headlines and "):
         begin()
     for path in (*ids.iterdir(), *output.iterdir()):
         path.unlink()
@@ -117,10 +125,10 @@ def test_a_checkpoint_belongs_to_its_settings(job, tmp_path):
 @pytest.mark.parametrize(
     ("gone", "words"),
     [
-        ("headlines/run_000000-0", "lacks run_000000, which .*headlines.checkpoint has"),
-        ("headlines/*", "lacks run_000000, which .*delete .* to start over"),
-        ("headlines.checkpoint/ids/run_000001", "has run_000001-0, which .* does not know"),
-        ("headlines.checkpoint/ids/*", "has run_00000.-., which .* does not know: put back"),
+        ("headlines/run_000000-0", "headlines.checkpoint lists run_000000, but it is missing"),
+        ("headlines/*", "lists run_000000, but .*delete .* to start over"),
+        ("headlines.checkpoint/ids/run_000001", "run_000001-0 in .* is not in its checkpoint"),
+        ("headlines.checkpoint/ids/*", "headlines.checkpoint: put back .*, or choose"),
     ],
 )  # fmt: skip
 def test_an_output_and_its_checkpoint_are_of_one_job(job, gone, words):
@@ -129,3 +137,34 @@ def test_an_output_and_its_checkpoint_are_of_one_job(job, gone, words):
         path.unlink()
     with pytest.raises(InputError, match=words):
         begin()
+
+
+def test_an_output_with_files_of_others_is_not_to_be_deleted(job, tmp_path):
+    begin, output, _ = job
+    shutil.rmtree(tmp_path / "headlines.checkpoint")
+    with pytest.raises(InputError) as refusal:
+        begin()
+    assert "and has no checkpoint: choose another output" in str(refusal.value)
+    assert "delete" not in str(refusal.value)
+    assert not (tmp_path / "headlines.checkpoint").exists()
+
+
+@pytest.mark.parametrize(
+    "output",
+    ["data", "./data/", "data/out", ".", "file://{}/data", "other/../data/texts.parquet"],
+)
+def test_an_output_is_not_its_input(tmp_path, monkeypatch, output):
+    monkeypatch.chdir(tmp_path)
+    check_places("data", "data.headlines")
+    with pytest.raises(InputError, match="must not be the input, or inside it, or contain it"):
+        check_places("data", output.format(tmp_path))
+
+
+def test_the_checkpoint_of_a_url_is_beside_the_output(tmp_path):
+    pq.write_table(TABLE, tmp_path / "texts.parquet")
+    rows, url = open_rows(str(tmp_path / "texts.parquet")), f"file://{tmp_path}/out"
+    assert open_checkpoint(f"{url}/?a=b", rows, {}) == f"{url}.checkpoint/ids?a=b"
+    assert (tmp_path / "out.checkpoint/settings.json").exists()
+    check_places("s3://key:secret@bucket/a", "s3://bucket/b/?region=c")
+    with pytest.raises(InputError, match="received s3://bucket/a/ for s3://bucket/a: choose"):
+        check_places("s3://key:secret@bucket/a", "s3://bucket/a/?region=c")
