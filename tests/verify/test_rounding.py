@@ -80,7 +80,7 @@ def test_large_activations_neither_fail_nor_hide_errors(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(0, 10, 3))
 def test_files_are_judged_correctly_at_any_spread(tmp_path, seed):
     check_a_random_checkpoint(tmp_path, SPREADS[seed], seed)
 
