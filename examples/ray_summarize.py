@@ -71,7 +71,7 @@ def main(
     if texts is None:
         click.echo(f"{redacted(source)} has no rows.")
         return
-    ids = open_checkpoint(output, texts, settings)
+    ids, filesystem = open_checkpoint(output, texts, settings)
     # On this machine, declare two more CPUs than the workers have: Ray starts them first, and
     # without CPUs left the tasks that read and write would wait forever.
     cpus = None if address else workers * threads + 2
@@ -79,7 +79,9 @@ def main(
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = DataContext.get_current()
     context.max_consecutive_actor_init_deaths = 3  # by default, a worker killed early ends the job
-    context.checkpoint_config = CheckpointConfig("id", ids, delete_checkpoint_on_success=False)
+    context.checkpoint_config = CheckpointConfig(
+        "id", ids, override_filesystem=filesystem, delete_checkpoint_on_success=False
+    )
     parquet = texts.format.default_extname == "parquet"
     read = ray.data.read_parquet if parquet else ray.data.read_json
     dataset = read(texts.files, filesystem=texts.filesystem, file_extensions=None)

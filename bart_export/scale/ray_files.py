@@ -3,8 +3,10 @@
     check_places("/data/texts", "/data/headlines")
     settings = job_settings("artifacts/bart_mini_en", num_beams=4)
     rows = open_rows("/data/texts")
-    ids = open_checkpoint("/data/headlines", rows, settings)
-    CheckpointConfig("id", ids, delete_checkpoint_on_success=False)
+    ids, filesystem = open_checkpoint("/data/headlines", rows, settings)
+    CheckpointConfig(
+        "id", ids, override_filesystem=filesystem, delete_checkpoint_on_success=False
+    )
 
 `CheckpointConfig` treats rows without an id as new on every run, and skips rows whose id is done,
 whatever their texts and the job's settings are. Locations are absolute paths or URLs that pyarrow
@@ -42,6 +44,7 @@ HIDDEN = re.compile(r"/[._]")
 BLOCK = 1 << 22  # bytes of JSON that are parsed together; no row may be longer
 BLANK = b" \t\r\n\xef\xbb\xbf"  # the last three are a byte order mark
 SETTINGS_LIMIT = 1 << 16  # bytes
+CHECKPOINT = ".checkpoint"
 PENDING = ".pending"  # Ray's mark of ids whose rows are perhaps not written
 
 
@@ -180,23 +183,27 @@ def check_ids(source: str, ids: pa.ChunkedArray) -> int:
     return len(ids)
 
 
-def open_checkpoint(output: str, rows: pd.FileSystemDataset, settings: Mapping[str, Json]) -> str:
-    """Return the directory in OUTPUT.checkpoint for the ids that are done, for `CheckpointConfig`.
+def open_checkpoint(
+    output: str, rows: pd.FileSystemDataset, settings: Mapping[str, Json]
+) -> tuple[str, FileSystem]:
+    """Return the directory in OUTPUT.checkpoint for the ids that are done, and its file system.
 
-    The settings are stored beside it, and compared at the next run.
+    It is a path on that file system, because Ray would not parse the query of a URL. The settings
+    are stored beside it, and compared at the next run.
 
     Raises:
         InputError: if the output was begun with other settings or another kind of ids, or if it has
             not exactly the files that its checkpoint lists.
     """
-    checkpoint = beside(output, ".checkpoint")
-    over = f"delete {output} and {checkpoint} to start over"
     given = {**settings, ID: id_kind(rows.schema)}
     with one_line_errors(output):
-        filesystem, path = FileSystem.from_uri(checkpoint)
-        begun = names_in(filesystem, f"{path}/ids")
-        check_files(output, checkpoint, begun)
-        record = f"{path}/settings.json"
+        filesystem, path = FileSystem.from_uri(output)
+        path = path.rstrip("/")
+        checkpoint = f"{path}{CHECKPOINT}"
+        ids, record = f"{checkpoint}/ids", f"{checkpoint}/settings.json"
+        over = f"delete {output} and {checkpoint} to start over"
+        begun = names_in(filesystem, ids)
+        check_files(output, filesystem, path, begun)
         found = read_settings(filesystem, record) if begun else given
         if found is None:
             raise InputError(
@@ -210,31 +217,25 @@ def open_checkpoint(output: str, rows: pd.FileSystemDataset, settings: Mapping[s
                 f"{output} was begun with {shown(before)}, received {shown(now)}: give the same, "
                 f"choose another output, or {over}."
             )
-        filesystem.create_dir(path, recursive=True)
+        filesystem.create_dir(checkpoint, recursive=True)
         with filesystem.open_output_stream(record) as file:
             file.write(json.dumps(given).encode())
-    return beside(output, ".checkpoint/ids")
+    return ids, filesystem
 
 
-def beside(output: str, suffix: str) -> str:
-    """Return a path or URL that begins with an output's, and has its query."""
-    place, mark, query = output.partition("?") if "://" in output else (output, "", "")
-    return f"{place.rstrip('/')}{suffix}{mark}{query}"
-
-
-def check_files(output: str, checkpoint: str, begun: list[str]) -> None:
+def check_files(output: str, filesystem: FileSystem, path: str, begun: list[str]) -> None:
     """Raise InputError unless an output has the files that its checkpoint lists, and no others.
 
     No message advises to delete an output that may have files of another origin.
     """
     stems = sorted(name.removesuffix(PENDING) for name in begun)
     unknown, missing = [], {*begun} & {*stems}  # pending files may be missing
-    for name in names_in(*FileSystem.from_uri(beside(output, ""))):
+    for name in names_in(filesystem, path):
         stem = stems[bisect.bisect(stems, name) - 1] if stems else name
         missing.discard(stem)
         unknown += [name] * (not stems or not name.startswith(stem))
-    filesystem, path = FileSystem.from_uri(checkpoint)
-    if unknown and filesystem.get_file_info(path).type == FileType.NotFound:
+    checkpoint = f"{path}{CHECKPOINT}"
+    if unknown and filesystem.get_file_info(checkpoint).type == FileType.NotFound:
         raise InputError(
             f"{output} already contains {unknown[0]}, and has no checkpoint: choose another output."
         )

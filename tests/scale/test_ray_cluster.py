@@ -168,10 +168,11 @@ def test_on_this_machine_a_second_run_adds_nothing(place, source, expected):
     few = source.read_text("utf-8").splitlines(keepends=True)[:100]
     (place / "texts.jsonl").write_text("".join(few), "utf-8")
     output = place / "headlines"
-    for _ in range(2):
-        with summarizing(*arguments, cwd=place) as process:
+    for named in (output, f"file://{output}/?a=b"):  # one place
+        with summarizing(*arguments[:-1], str(named), cwd=place) as process:
             printed, log = ended(process)
-        assert printed == f"{output}: 100 texts, 1 of them refused; see their error.\n"
+        shown = str(named).removesuffix("?a=b")
+        assert printed == f"{shown}: 100 texts, 1 of them refused; see their error.\n"
         assert not re.findall("INFO|Traceback|DeprecationWarning", log), log
     assert answers(output) == {number: expected[number] for number in range(100)}
 

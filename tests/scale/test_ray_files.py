@@ -88,7 +88,7 @@ def job(tmp_path):
     rows, output = open_rows(str(tmp_path / "texts.parquet")), tmp_path / "headlines"
 
     def begin(rows=rows, **settings):
-        ids = open_checkpoint(
+        ids, _ = open_checkpoint(
             str(output), rows, {"num_beams": 4, "length_penalty": 1.0, **settings}
         )
         assert ids == f"{output}.checkpoint/ids"
@@ -163,7 +163,8 @@ def test_an_output_is_not_its_input(tmp_path, monkeypatch, output):
 def test_the_checkpoint_of_a_url_is_beside_the_output(tmp_path):
     pq.write_table(TABLE, tmp_path / "texts.parquet")
     rows, url = open_rows(str(tmp_path / "texts.parquet")), f"file://{tmp_path}/out"
-    assert open_checkpoint(f"{url}/?a=b", rows, {}) == f"{url}.checkpoint/ids?a=b"
+    ids, _ = open_checkpoint(f"{url}/?a=b", rows, {})
+    assert ids == f"{tmp_path}/out.checkpoint/ids"
     assert (tmp_path / "out.checkpoint/settings.json").exists()
     check_places("s3://key:secret@bucket/a", "s3://bucket/b/?region=c")
     with pytest.raises(InputError, match="received s3://bucket/a/ for s3://bucket/a: choose"):
