@@ -282,8 +282,8 @@ def test_rows_are_there_as_they_come_and_whole_after_ctrl_c(symmetric_artifact, 
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         shown, complaint = process.communicate(timeout=60)
-    assert complaint == b"Interrupted after 3 texts of -; their rows are complete.\n"
     assert (process.returncode, shown) == (130, b"")
+    assert complaint == b"Interrupted after 3 texts of -; their rows are complete.\n"
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["text"] for row in rows] == ["first", "", "third"]
 
