@@ -4,6 +4,7 @@ import atexit
 import os
 import pathlib
 import shutil
+import signal
 import tempfile
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Tables are as wide as in a file; pytest-xdist sets 80.
 os.environ.pop("COLUMNS", None)
+# A shell's background job ignores Ctrl-C, and so would the commands that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # The user's cache is not used.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="bart-export-tests.")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
