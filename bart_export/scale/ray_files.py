@@ -22,8 +22,8 @@ from typing import Any
 
 from bart_export.artifact.artifact import Artifact
 from bart_export.documents import Json, parse_json
-from bart_export.errors import InputError, MissingExtra, shown
-from bart_export.locations import Location, redacted
+from bart_export.errors import InputError, MissingExtra, printable, shown
+from bart_export.locations import Location
 from bart_export.runtime.engine_choice import choose_file
 from bart_export.runtime.generator import call_settings
 from bart_export.scale import place_of
@@ -274,4 +274,4 @@ def one_line_errors(place: str) -> Iterator[None]:
         yield
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split()).rpartition("file?: ")[2]
-        raise InputError(redacted(f"{place} cannot be used: {reason[:300]}")) from error
+        raise InputError(f"{place} cannot be used: {printable(reason, 300)}") from error
