@@ -57,7 +57,9 @@ HUGGING_FACE: tuple[tuple[Collection[str | int], str, str], ...] = (
 
 def hugging_face_failure(handle: str, error: Exception, *, push: bool = False) -> str:
     """Return a one-line message for an exception of huggingface_hub."""
-    rows = ((kinds, push and pushing or loading) for kinds, loading, pushing in HUGGING_FACE)
+    rows = (
+        (kinds, (pushing if push else "") or loading) for kinds, loading, pushing in HUGGING_FACE
+    )
     return failure(rows, handle, error)
 
 

@@ -56,6 +56,11 @@ class Buffer:
     native: Native
     shape: Sequence[int]
 
+    @property
+    def nbytes(self) -> int:
+        """Its size: every dtype of the contract has four bytes."""
+        return 4 * math.prod(self.shape)
+
     def write(self, array: npt.NDArray[Any]) -> None:
         """Write the whole tensor."""
         self.native.write(array)

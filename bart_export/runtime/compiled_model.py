@@ -8,7 +8,6 @@ when the process ends.
 import atexit
 import dataclasses
 import importlib.metadata
-import math
 import os
 import pathlib
 import platform
@@ -186,14 +185,14 @@ class CompiledModelBackend:
         freed = 0  # bytes
         if old is not None and self.resizes and old.name != bucket.name:
             # The last batch had one beam and this one has several, or the other way round.
-            freed = sum(4 * math.prod(buffer.shape) for buffer in old.inputs.values())
+            freed = sum(buffer.nbytes for buffer in old.inputs.values())
             del self.signatures[old.name]
             old = None
 
         def fill(name: str, earlier: Buffer | None, buffer: Buffer) -> None:
             nonlocal freed
             filled.add(name)
-            freed += 0 if earlier is None else 4 * math.prod(earlier.shape)
+            freed += 0 if earlier is None else earlier.nbytes
             # A single source needs nothing: `admit` writes all of it.
             if name in rows and (kept or bucket.sizes[contract.SOURCES] > 1):
                 buffer.array[:] = 0  # new memory may contain NaN, which masks do not hide

@@ -286,9 +286,10 @@ def sequences_of(
         columns["min_length"] = np.minimum(columns["min_length"], most)
     if "early_stopping" in columns:
         columns["early_stopping"] = object_array(map(early_stopping, columns["early_stopping"]))
+    values = {name: column.tolist() for name, column in columns.items()}
     jobs = []
     for number, row in enumerate(rows):
-        settings = {name: column.tolist()[number % len(column)] for name, column in columns.items()}
+        settings = {name: column[number % len(column)] for name, column in values.items()}
         jobs.append(Job(row, call_settings(generation, config, **settings), limits))
     return [
         [*sequences, *[NO_SEQUENCE] * (generation.num_return_sequences - len(sequences))]
