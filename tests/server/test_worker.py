@@ -1,5 +1,6 @@
 """A worker opens an artifact: what ends its process does not end the server."""
 
+import contextlib
 import functools
 import itertools
 import multiprocessing
@@ -38,7 +39,9 @@ def serve(directory, **options):
 
 @pytest.fixture
 def made(symmetric_artifact, tmp_path):
-    return shutil.copytree(symmetric_artifact.directory, tmp_path / "m")
+    """Return a copy of an artifact without the weight caches of other tests."""
+    ignored = shutil.ignore_patterns(".cache")
+    return shutil.copytree(symmetric_artifact.directory, tmp_path / "m", ignore=ignored)
 
 
 @pytest.fixture
@@ -66,14 +69,13 @@ def ending(monkeypatch, tmp_path):
 
 def test_all_workers_map_the_weights_that_the_first_has_packed(made):
     options, metrics = ServeOptions(workers=3), GenerationMetrics(Metrics(), "m")
-    servable = ArtifactServable(made, 1, options, metrics)
-    (cache,) = (made / ".cache").glob("*.xnnpack")
-    mapped = [
-        {int(line.split()[4]) for line in read_maps(worker.process.pid) if "xnnpack" in line}
-        for worker in servable.pool.workers
-    ]
+    with contextlib.closing(ArtifactServable(made, 1, options, metrics)) as servable:
+        (cache,) = (made / ".cache").glob("*.xnnpack")
+        mapped = [
+            {int(line.split()[4]) for line in read_maps(worker.process.pid) if "xnnpack" in line}
+            for worker in servable.pool.workers
+        ]
     assert mapped == [{cache.stat().st_ino}] * 3
-    servable.close()
 
 
 def read_maps(pid):

@@ -81,11 +81,25 @@ class ServingProcess:
 
     def megabytes(self):
         """Return the private memory of the process."""
-        status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(r"RssAnon:\s+(\d+)", status)[1]) / 1024
+        return self._status("RssAnon")
+
+    def peak_megabytes(self):
+        """Return the most resident memory since `reset_peak`, of which files are a part."""
+        return self._status("VmHWM")
+
+    def reset_peak(self):
+        """Forget the most resident memory."""
+        (self._directory() / "clear_refs").write_text("5")
+
+    def _status(self, name):
+        status = (self._directory() / "status").read_text()
+        return int(re.search(rf"{name}:\s+(\d+)", status)[1]) / 1024
+
+    def _directory(self):
+        return pathlib.Path(f"/proc/{self.process.pid}")
 
     def _listing(self, name):
-        return list(pathlib.Path(f"/proc/{self.process.pid}/{name}").iterdir())
+        return list((self._directory() / name).iterdir())
 
 
 @contextlib.contextmanager
