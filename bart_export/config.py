@@ -15,6 +15,7 @@ ACTIVATION_FUNCTIONS = ("gelu", "gelu_new", "relu", "silu", "tanh")
 # Far above any BART, so that a damaged file is refused before a model is built from it.
 LARGEST_SIZE, MOST_LAYERS, MOST_BEAMS, MOST_DRAFTED = 2**31 - 1, 1000, 10_000, 64
 MOST_THREADS = 1024  # LiteRT crashes with tens of thousands
+MAX_BATCH_SIZE = 32  # beams of all texts; larger batches decoded no more tokens per second
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -33,11 +33,11 @@ from bart_export.bench.serving import (
     send_single,
 )
 from bart_export.bench.serving_overload import OverloadRow, percentile
+from bart_export.config import MAX_BATCH_SIZE
 from bart_export.documents import plain
 from bart_export.errors import ArtifactError
 from bart_export.locations import Location
 from bart_export.progress import plural, stages
-from bart_export.runtime.scheduler import MAX_BATCH_SIZE
 from bart_export.server.options import ServeOptions
 from bart_export.server.versions import LITERT, TENSORFLOW, served_files
 

@@ -12,6 +12,7 @@ import click
 
 from bart_export import cli
 from bart_export.cli import Value
+from bart_export.config import MAX_BATCH_SIZE
 from bart_export.errors import BartExportError
 from bart_export.locations import Location
 from bart_export.progress import plural, print_text, texts_bar
@@ -101,7 +102,8 @@ def generation_option(name: str, kind: Value, text: str) -> cli.Decorator:
 @click.option(
     "--max-batch-size",
     type=click.IntRange(1, 256),
-    help="Maximum number of beams, over all texts, decoded together with --input. Default: 16.",
+    help="Maximum number of beams, over all texts, decoded together with --input. "
+    f"Default: {MAX_BATCH_SIZE}.",
 )
 @cli.combined(*(generation_option(*row) for row in GENERATION_OPTIONS))
 @click.pass_context
@@ -141,7 +143,6 @@ def generate(
     """
     from bart_export.cli import batch_files, batch_results
     from bart_export.runtime import Generator
-    from bart_export.runtime.scheduler import MAX_BATCH_SIZE
 
     if text is not None and input_file is not None:
         raise click.UsageError("Give either TEXT or --input, not both.")

@@ -15,14 +15,13 @@ from typing import Any, cast, overload
 import numpy as np
 
 from bart_export.artifact.artifact import Artifact
-from bart_export.config import BartConfig, GenerationConfig, check_token_ids
+from bart_export.config import MAX_BATCH_SIZE, BartConfig, GenerationConfig, check_token_ids
 from bart_export.errors import BartExportError, InputError, shown
 from bart_export.locations import Location
 from bart_export.runtime.engine import FileEngine
 from bart_export.runtime.engine_choice import choose_file, files_for, open_engine
 from bart_export.runtime.results import GeneratedSequence, Result, Stream, Timings
 from bart_export.runtime.scheduler import (
-    MAX_BATCH_SIZE,
     MEMORY_BUDGET,
     Scheduler,
     Task,

@@ -15,14 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from bart_export.config import GenerationConfig, is_whole, require
+from bart_export.config import MAX_BATCH_SIZE, GenerationConfig, is_whole, require
 from bart_export.errors import BartExportError, EngineError, InputError
 from bart_export.runtime.batch import Batch, Slot
 from bart_export.runtime.engine import FileEngine
 from bart_export.runtime.search import Decode, Finished, Hypothesis, Search, search
 from bart_export.runtime.sizing import MAX_SOURCES, decoder_bytes
 
-MAX_BATCH_SIZE = 32  # rows; larger batches decoded no more tokens per second
 MAX_MEMORY_BUDGET = 1 << 40
 MEMORY_BUDGET = 192 << 20  # bytes; 16 sources of 256 tokens in bart_base's shape
 WINDOW = 256  # sources that are sorted by length, to reduce padding

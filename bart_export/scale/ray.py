@@ -17,11 +17,10 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from bart_export.config import require
+from bart_export.config import MAX_BATCH_SIZE, require
 from bart_export.errors import InputError, MissingExtra, shown
 from bart_export.runtime import Generator, Result
 from bart_export.runtime.results import RESULT_FIELDS, Row
-from bart_export.runtime.scheduler import MAX_BATCH_SIZE
 from bart_export.scale import MEMORY_BUDGET, checked_settings, results_or_refusals
 
 try:

@@ -13,11 +13,10 @@ import numpy as np
 
 from bart_export import contract
 from bart_export.artifact.artifact import Artifact
-from bart_export.config import GenerationConfig
+from bart_export.config import MAX_BATCH_SIZE, GenerationConfig
 from bart_export.runtime.engine import available_cores, default_threads
 from bart_export.runtime.generator import ModelInfo, call_settings
 from bart_export.runtime.results import GeneratedSequence, Result, Timings
-from bart_export.runtime.scheduler import MAX_BATCH_SIZE
 from bart_export.server import messages
 from bart_export.server.messages import Array, object_array
 from bart_export.server.metrics import GenerationMetrics
