@@ -349,9 +349,10 @@ def no_artifact(path: pathlib.Path) -> str:
     if (path / "config.json").is_file():
         return f"{path} is a checkpoint. Export it to an artifact with: {export_command(path)}"
     if not path.is_dir():
+        place = "" if path.exists() else f" --output {shlex.quote(str(path))}"
         return (
             f"An artifact is a directory with a {MANIFEST}, but {path} is not a directory. "
-            f"Export one with: {export_command('NAME')} --output {shlex.quote(str(path))}"
+            f"Export one with: {export_command('NAME')}{place}"
         )
     return f"{path} has no {MANIFEST}, so it is not a finished artifact. Export it again."
 

@@ -63,8 +63,8 @@ KAGGLE = (
     (("ChunkedEncodingError", "ContentDecodingError"),
      f"The download of {{handle}} was interrupted. {AGAIN}"),
     (("ConnectionError", "Timeout"),
-     "Cannot reach Kaggle for {handle}. Check the network. A version that is already downloaded "
-     "works offline if you name it, as in kaggle://org/model/keras/variant/3."),
+     "Cannot reach Kaggle for {handle}. Check the network. Offline, name a version that is already "
+     "downloaded, as in kaggle://org/model/keras/variant/3."),
     (UNEXPECTED,
      "Kaggle sent an unexpected response for {handle} ({reason}). Check the network: a proxy may "
      "have responded."),

@@ -116,9 +116,11 @@ def find(preset: str) -> Source:
 
 
 def suggestion(preset: str) -> str:
-    """Return a "Did you mean …?" for an unknown preset, or "" if no name is similar."""
+    """Return what may be wrong with an unknown preset, or "" if nothing is similar."""
     if REPOSITORY.fullmatch(preset):
-        return f" Did you mean hf://{preset}?"
+        return f" There is no such directory. Did you mean hf://{preset}?"
+    if preset.startswith((".", "/", "~")):
+        return " It is a file." if os.path.isfile(preset) else " There is no such directory."
     return did_you_mean(preset[:LONGEST_GUESS], PRESETS)
 
 

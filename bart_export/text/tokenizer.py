@@ -296,7 +296,7 @@ def too_long(max_length: int, received: str) -> InputError:
     """Return the error for a text that is too long."""
     return InputError(
         f"The text must have at most {max_length} tokens, including start and end, received "
-        f"{received}. Shorten it, or truncate to keep its beginning."
+        f"{received}. Shorten it, or use truncate to keep its beginning."
     )
 
 

@@ -351,7 +351,7 @@ def test_a_path_that_no_runtime_can_be_given_is_one_line(symmetric_artifact, tmp
         ("do_sample=True needs num_beams=1.", "--do-sample needs --num-beams 1."),
         ("received top_p=0.5 with do_sample=false.", "received --top-p 0.5 with --no-do-sample."),
         ("max_length must be at least 2.", "--max-length must be at least 2."),
-        ("Shorten it, or truncate it.", "Shorten it, or --truncate it."),
+        ("Shorten it, or use truncate.", "Shorten it, or use --truncate."),
         ("/data/seed/truncate.jsonl", "/data/seed/truncate.jsonl"),
         ("Lower min_length or max_length.", "Lower --min-length or --max-length."),
     ],
