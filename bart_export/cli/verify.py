@@ -95,16 +95,9 @@ def verify(
 
 def replay_golden(artifact: "Artifact", unasked: Sequence[str], as_json: bool) -> None:
     """Check every hash and repeat the golden questions."""
-    from bart_export.runtime.generator import Generator
     from bart_export.verify.checks import replay
 
-    files = artifact.manifest.tflite()
-    rows = replay(
-        artifact,
-        lambda name: Generator.from_artifact(
-            artifact.directory, recipe=files[name].recipe, shapes=files[name].build
-        ),
-    )
+    rows = replay(artifact)
     if as_json:
         cli.print_json({"files": list(map(dataclasses.asdict, rows)), "not_asked": unasked})
         return

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import MappingProxyType
 
@@ -191,11 +191,11 @@ class ReplayResult:
     asked: int
 
 
-def replay(artifact: Artifact, open_file: Callable[[str], Generator]) -> list[ReplayResult]:
+def replay(artifact: Artifact) -> list[ReplayResult]:
     """Check every hash of an artifact, then ask its `.tflite` files the golden questions again.
 
     This needs neither the checkpoint nor TensorFlow, so it works on the device that runs the
-    artifact. `open_file` opens a file of the artifact by name.
+    artifact.
 
     Raises:
         ArtifactError: if a file is missing or altered.
@@ -215,7 +215,9 @@ def replay(artifact: Artifact, open_file: Callable[[str], Generator]) -> list[Re
             )
         exact, row = entry.tolerance.get("tokens") == 1.0, verified.get(name)
         float32 = row.float32 if isinstance(row, FileVerification) and exact else None
-        equal = count_equal(open_file(name), name, asked, ROUNDING * (float32 or 0.0))
+        place, recipe = artifact.directory, entry.recipe
+        generator = Generator.from_artifact(place, recipe=recipe, shapes=entry.build)
+        equal = count_equal(generator, name, asked, ROUNDING * (float32 or 0.0))
         if equal < len(asked) * (1.0 if exact else ROUNDED_SHARE):
             raise VerificationFailed(
                 f"{artifact.directory / name} repeated {equal} of its {len(asked)} golden answers; "

@@ -36,16 +36,8 @@ def with_golden(artifact, target, change):
     return Artifact.open(target)
 
 
-def replayed(artifact):
-    def opened(name):
-        recipe = artifact.manifest.tflite()[name].recipe
-        return Generator.from_artifact(artifact.directory, recipe=recipe, num_threads=1)
-
-    return replay(artifact, opened)
-
-
 def test_an_artifact_repeats_its_answers(mini_artifact):
-    assert replayed(mini_artifact) == [
+    assert replay(mini_artifact) == [
         ReplayResult(FLOAT_FILE, 9, 9),
         ReplayResult(INT8_FILE, 9, 9),
     ]
@@ -76,10 +68,10 @@ def test_a_float_file_must_repeat_all_answers_and_a_rounded_one_most(mini_artifa
     assert result.stderr.count("\n") == 1
     assert f"{FLOAT_FILE} repeated 8 of its 9" in result.stderr
     some = with_golden(mini_artifact, tmp_path / "some", forget(INT8_FILE, 4))
-    assert replayed(some)[1] == ReplayResult(INT8_FILE, 5, 9)
+    assert replay(some)[1] == ReplayResult(INT8_FILE, 5, 9)
     most = with_golden(mini_artifact, tmp_path / "most", forget(INT8_FILE, 5))
     with pytest.raises(VerificationFailed, match="4 of its 9"):
-        replayed(most)
+        replay(most)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +91,7 @@ def test_a_float_file_must_repeat_all_answers_and_a_rounded_one_most(mini_artifa
 def test_incomplete_or_too_large_golden_answers_are_refused(symmetric_artifact, tmp_path, change):
     made = with_golden(symmetric_artifact, tmp_path / "made", change)
     with pytest.raises(ArtifactError, match=r"golden\.json.*Export the artifact again"):
-        replayed(made)
+        replay(made)
 
 
 def test_a_question_uses_the_settings_of_its_case(symmetric_artifact, tmp_path):
@@ -109,7 +101,7 @@ def test_a_question_uses_the_settings_of_its_case(symmetric_artifact, tmp_path):
 
     made = with_golden(symmetric_artifact, tmp_path / "made", shorten)
     with pytest.raises(VerificationFailed):
-        replayed(made)
+        replay(made)
 
 
 def test_a_near_tie_may_change_an_answer(mini_artifact, tmp_path):
@@ -127,12 +119,10 @@ def test_a_near_tie_may_change_an_answer(mini_artifact, tmp_path):
 
     made = with_golden(mini_artifact, tmp_path / "made", exchange)
     with pytest.raises(VerificationFailed, match="of its 9"):
-        replayed(made)
+        replay(made)
     rows = [
         dataclasses.replace(row, float32=noise / ROUNDING) if row.file == FLOAT_FILE else row
         for row in made.manifest.verification
     ]
     manifest = dataclasses.replace(made.manifest, verification=tuple(rows))
-    assert replayed(dataclasses.replace(made, manifest=manifest))[0] == ReplayResult(
-        FLOAT_FILE, 9, 9
-    )
+    assert replay(dataclasses.replace(made, manifest=manifest))[0] == ReplayResult(FLOAT_FILE, 9, 9)
