@@ -4,19 +4,17 @@ The text is in `templates/README.md.j2`; the front matter has the fields of
 huggingface.co/docs/hub/model-cards.
 """
 
-import functools
 import re
 from collections.abc import Iterator
 from typing import Any
 
-from bart_export import documents
 from bart_export.artifact.figures import FileVerification
 from bart_export.artifact.manifest import Manifest
 from bart_export.artifact.upload import CARD
 from bart_export.locations import HUGGING_FACE
 from bart_export.presets import PRESETS, Preset
 from bart_export.report import facts
-from bart_export.report.report import cell, interval, paragraph
+from bart_export.report.report import template
 
 TASK = "summarization"
 TAGS = ("bart", "tflite", "bart-export")
@@ -46,15 +44,7 @@ def render(manifest: Manifest, repository: str) -> str:
         eval_results=[hub.EvalResult(**row) for file in files for row in results(file)],
         **licence_fields(manifest.licence),
     )
-    environment = documents.templates(__file__)
-    environment.filters |= {
-        "paragraph": paragraph,
-        "bullet": functools.partial(paragraph, first="- ", others="  "),
-        "cell": cell,
-        "interval": interval,
-        "number": "{:,}".format,
-    }
-    return environment.get_template(f"{CARD}.j2").render(
+    return template(CARD).render(
         front_matter=data.to_yaml(),
         repository=repository,
         title=facts.title(manifest),

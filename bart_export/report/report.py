@@ -8,6 +8,7 @@ import functools
 import pathlib
 import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from bart_export import documents
 from bart_export.artifact.artifact import REPORT
@@ -15,6 +16,9 @@ from bart_export.artifact.manifest import HostEntry, Manifest, StaticEntry
 from bart_export.presets import PRESETS
 from bart_export.report import facts, pictures
 from bart_export.report.facts import Figure, ReportedFile
+
+if TYPE_CHECKING:
+    import jinja2
 
 COSTS, SENSITIVITY = "report/costs.svg", "report/sensitivity.svg"
 DIRECTORY = "report"
@@ -55,12 +59,7 @@ def render(manifest: Manifest, files: Sequence[ReportedFile], drawn: Sequence[st
     """Return the text of a report; `drawn` has the names of its pictures."""
     measured = [row for file in files if (row := file.measurement) and row.lengths]
     known = PRESETS.get(manifest.preset)
-    environment = documents.templates(__file__)
-    environment.filters |= {
-        "paragraph": paragraph, "bullet": functools.partial(paragraph, first="- ", others="  "),
-        "cell": cell, "interval": interval, "number": "{:,}".format,
-    }  # fmt: skip
-    return environment.get_template(f"{REPORT}.j2").render(
+    return template(REPORT).render(
         COSTS=COSTS,
         SENSITIVITY=SENSITIVITY,
         UNKNOWN_LICENCE=UNKNOWN_LICENCE,
@@ -102,6 +101,16 @@ def render(manifest: Manifest, files: Sequence[ReportedFile], drawn: Sequence[st
             if row.file not in {file.name for file in files}
         },
     )
+
+
+def template(document: str) -> "jinja2.Template":
+    """Return the template of a document, with filters for Markdown."""
+    environment = documents.templates(__file__)
+    environment.filters |= {
+        "paragraph": paragraph, "bullet": functools.partial(paragraph, first="- ", others="  "),
+        "cell": cell, "interval": interval, "number": "{:,}".format,
+    }  # fmt: skip
+    return environment.get_template(f"{document}.j2")
 
 
 def paragraph(text: str, first: str = "", others: str = "") -> str:
