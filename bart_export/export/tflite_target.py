@@ -28,7 +28,7 @@ from bart_export.runtime.generator import ModelInfo
 from bart_export.tune import sensitivity
 from bart_export.tune.tune import RANKING_TEXTS, STORAGE_OPTIONS
 from bart_export.verify.checks import Gate
-from bart_export.verify.compare import Cases, TfliteFile, open_draft
+from bart_export.verify.compare import Cases, TfliteFile
 from bart_export.verify.reference import KerasReference
 from bart_export.verify.weights import checkpoint_matrices
 
@@ -62,8 +62,8 @@ def export_tflite(model: Model, options: TfliteOptions, draft: Draft, stage: Sta
         name = f"{TFLITE}/{path.name}"
         file = TfliteFile.of_draft(name, path, recipe, config, shapes)
         entries = {name: file_entry(draft, name, recipe, config, shapes, entry)}
-        measured = Measured(shapes, functools.partial(open_draft, path, config, shapes))
         check = functools.partial(check_tflite, gate, file)
+        measured = Measured(shapes, file.open)
         written.append(ExportedFile(name, entries, check, measured=measured))
     # Sensitivities help to choose between recipes, so they are not measured for a single one.
     if shapes is None and sum(recipe.mode != "float" for recipe in recipes) > 1:

@@ -8,8 +8,6 @@ import dataclasses
 import pathlib
 from collections.abc import Mapping
 
-import numpy as np
-
 from bart_export.checkpoints import resolve
 from bart_export.checkpoints.weight_names import layer_names
 from bart_export.convert.tflite import write_float
@@ -94,9 +92,8 @@ def tune(
     with scratch_directory() as directory:
         float_file = directory / "float32.tflite"
         stage("convert the graph")
-        weights = backbone.named_weights()
-        read = InferenceParameters(checkpoint.config, lambda name: np.asarray(weights[name]))
-        write_float(read, float_file)
+        read = backbone.named_weights().__getitem__
+        write_float(InferenceParameters(checkpoint.config, read), float_file)
         stage("ask the float model")
         info = ModelInfo(
             checkpoint.config,
