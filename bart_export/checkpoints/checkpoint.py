@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bart_export.checkpoints.generation import StatedSettings, require_ids
+from bart_export.checkpoints.tokenizer_files import TokenizerTables
 from bart_export.checkpoints.weight_names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING
 from bart_export.checkpoints.weights import Array, LazyWeights
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.errors import CheckpointError
-from bart_export.text.added_tokens import AddedToken
-from bart_export.text.tokenizer import BartTokenizer
 
 
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint(TokenizerTables):
     """A complete BART model on disk.
 
     `weights` maps canonical names to arrays with the shapes in `weight_names.weights` and the
@@ -30,10 +29,6 @@ class Checkpoint:
     dtype: str | None  # the dtype policy of a Keras preset
     weights: Mapping[str, Array]
     weight_files: tuple[Path, ...]
-    vocabulary: Mapping[str, int]  # byte-level BPE tokens and added tokens → ids
-    merges: tuple[tuple[str, str], ...]  # in order of rank
-    added_tokens: tuple[AddedToken, ...] = ()
-    add_prefix_space: bool = False
     decoder_sequence_length: int | None = None  # in training, if known
     rows_without_token: int = 0  # embedding rows beyond the vocabulary, which were dropped
     notes: tuple[str, ...] = ()  # lines about stored values that were changed or ignored
@@ -42,15 +37,6 @@ class Checkpoint:
     def generation(self) -> GenerationConfig | None:
         """The checkpoint's own generation settings, or None if it has none."""
         return None if self.settings is None else self.settings.generation
-
-    def tokenizer(self) -> BartTokenizer:
-        """Return the checkpoint's tokenizer."""
-        return BartTokenizer(
-            dict(self.vocabulary),
-            list(self.merges),
-            self.added_tokens,
-            add_prefix_space=self.add_prefix_space,
-        )
 
 
 def without_padding(checkpoint: Checkpoint) -> Checkpoint:
@@ -91,12 +77,8 @@ def weights_digest(checkpoint: Checkpoint) -> str:
     """Return the hexadecimal SHA-256 of the weight files, concatenated in order of their names.
 
     Raises:
-        CheckpointError: if a file cannot be read, or the checkpoint was read without weights.
+        CheckpointError: if a file cannot be read.
     """
-    if not checkpoint.weight_files:
-        raise CheckpointError(
-            f"The checkpoint {checkpoint.directory} was read without weights and has no digest."
-        )
     digest = hashlib.sha256()
     for path in checkpoint.weight_files:
         try:

@@ -13,6 +13,7 @@ from typing import TypeVar
 from bart_export.checkpoints.files import JsonObject, read_json
 from bart_export.errors import TokenizerError, shown
 from bart_export.text.added_tokens import AddedToken, read_added_tokens
+from bart_export.text.tokenizer import BartTokenizer
 from bart_export.text.vocabulary import (
     END,
     MASK,
@@ -59,12 +60,22 @@ CLASSES = ("BartTokenizer", "RobertaTokenizer", "LEDTokenizer", "PreTrainedToken
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerTables:
-    """The fields of a `Checkpoint` that describe its tokenizer."""
+    """What a checkpoint's files say about its tokenizer."""
 
-    vocabulary: dict[str, int] = dataclasses.field(default_factory=dict)
-    merges: Merges = ()
+    # Byte-level BPE tokens and added tokens → ids.
+    vocabulary: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    merges: Merges = ()  # in order of rank
     added_tokens: tuple[AddedToken, ...] = ()
     add_prefix_space: bool = False
+
+    def tokenizer(self) -> BartTokenizer:
+        """Return the checkpoint's tokenizer."""
+        return BartTokenizer(
+            dict(self.vocabulary),
+            list(self.merges),
+            self.added_tokens,
+            add_prefix_space=self.add_prefix_space,
+        )
 
 
 def read_keras(directory: Path, vocabulary_size: int) -> TokenizerTables:
