@@ -19,11 +19,10 @@ from ai_edge_litert import schema_py_generated as schema
 
 from bart_export import contract
 from bart_export.config import BartConfig
-from bart_export.convert.rounding import Content
+from bart_export.convert.rounding import Content, FloatArray
 from bart_export.quiet import native_stderr_silenced
 
 IntArray = npt.NDArray[np.int32]
-FloatArray = npt.NDArray[np.float32]
 Arrays = dict[str, npt.NDArray[Any]]
 # The smallest and the largest value of each activation, by tensor name.
 Ranges = Mapping[str, tuple[float, float]]

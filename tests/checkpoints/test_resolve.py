@@ -5,7 +5,6 @@ import json
 import re
 
 import pytest
-from support.command import python
 from support.edited_checkpoints import CASES, copy, edit_json
 
 from bart_export import presets
@@ -206,10 +205,3 @@ def test_unknown_presets_are_rejected_with_the_accepted_forms(preset):
 def test_unknown_presets_get_a_hint(typed, hint):
     with pytest.raises(PresetError, match=f"\\. {re.escape(hint)} Expected"):
         resolve.find(typed)
-
-
-def test_importing_presets_loads_no_heavy_packages():
-    heavy = "{'kagglehub', 'huggingface_hub', 'numpy', 'h5py', 'keras', 'tensorflow'}"
-    program = f"import sys, bart_export.presets; print(*sorted({heavy} & set(sys.modules)))"
-    process = python(program)
-    assert (process.returncode, process.stdout.strip()) == (0, "")
