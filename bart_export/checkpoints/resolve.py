@@ -58,16 +58,8 @@ class Defaults:
 class ResolvedPreset:
     """A preset's name, source, checkpoint and default generation settings.
 
-    Only the headers of the weights are read.
-
-    Args:
-        preset: as for `find`.
-        task: as for `defaults`.
-        stage: called with the name of each stage when it begins.
-
-    Raises:
-        PresetError, CheckpointError, TokenizerError, MissingExtra: see `find` and `read`.
-        ConfigurationError: see `defaults`.
+    Only the headers of the weights are read. For arguments and errors see `find`, `read` and
+    `defaults`; `stage` is called with the name of each stage when it begins.
     """
 
     def __init__(
@@ -191,10 +183,7 @@ def without_weights(source: Source, checkpoint: Checkpoint) -> Checkpoint:
 def defaults(source: Source, checkpoint: Checkpoint, task: str | None = None) -> Defaults:
     """Return the default generation settings of a checkpoint.
 
-    Args:
-        source: the checkpoint's origin.
-        checkpoint: the checkpoint.
-        task: a key of its `task_specific_params`, which override its other settings.
+    `task` is a key of its `task_specific_params`, which override its other settings.
 
     Raises:
         ConfigurationError: for an unknown task.

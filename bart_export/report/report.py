@@ -29,11 +29,9 @@ DASH = "–"  # for figures that were not measured
 
 
 def write(directory: pathlib.Path, manifest: Manifest) -> list[str]:
-    """Write an artifact's report and pictures, and return their names.
+    """Write the report and pictures of an artifact or draft, and return their names.
 
-    Args:
-        directory: the directory of the artifact or draft.
-        manifest: its manifest, with entries for all other files.
+    The manifest has entries for all other files.
     """
     others = {
         name: entry

@@ -51,11 +51,8 @@ def measure_sensitivities(
 ) -> list[LayerSensitivity]:
     """Measure the sensitivity of every layer, in the order of `layer_names`.
 
-    Args:
-        backbone: its weights are replaced one at a time, and restored.
-        path: a file that stores all matrices of the model in `storage`.
-        traces: the inputs; about 20 texts are enough to rank layers.
-        storage: the storage of the replaced matrix.
+    The backbone's weights are replaced one at a time by those of a file that stores all matrices in
+    `storage`, and restored. About 20 traces are enough to rank layers.
     """
     stored, probe = stored_matrices(path), SensitivityProbe(backbone, traces)
     measured = []

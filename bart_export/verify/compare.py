@@ -259,18 +259,10 @@ def compare_model(
 ) -> tuple[FileVerification, Sequence[Answer | None]]:
     """Compare an open file's logits and answers with the float model's.
 
-    Args:
-        name: the file's name in errors.
-        model: the open file.
-        tokenizer: the model's tokenizer.
-        cases: the questions and traces.
-        exact: accept an answer that differs only by a near-tie in float32.
-        float32: the Keras model's largest float32 error, if `cases` have no float64 teacher.
-        pairs: the signatures to run traces through, by default all of the file's.
-        tick: called for every trace and every question.
-
-    Returns:
-        The figures, and the answers as in `Comparison`.
+    `exact` accepts an answer that differs only by a near-tie in float32; `float32` is the Keras
+    model's largest float32 error, if `cases` have no float64 teacher. Traces run through `pairs` of
+    signatures, by default all of the file's. Returns the figures, and the answers as in
+    `Comparison`.
 
     Raises:
         VerificationFailed: if the file cannot be run.
