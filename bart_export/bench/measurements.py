@@ -233,13 +233,13 @@ def process_memory() -> tuple[int, int] | None:
     return private, sizes["Shared_Clean:"] + sizes["Shared_Dirty:"]
 
 
-def peak_memory() -> int | None:
-    """Return this process's peak resident bytes, or None if unavailable."""
+def status_bytes(field: str) -> int | None:
+    """Return a field of this process's status in bytes, or None; see proc_pid_status(5)."""
     try:
         lines = STATUS.read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(field)), None)
 
 
 def resident_bytes(pid: int) -> int | None:

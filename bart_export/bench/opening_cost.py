@@ -27,9 +27,9 @@ from bart_export.artifact.manifest import TfliteEntry
 from bart_export.bench.measurements import (
     drop_from_page_cache,
     mapped,
-    peak_memory,
     process_memory,
     random_sources,
+    status_bytes,
 )
 from bart_export.bench.rows import MemoryRow, OpeningRow
 from bart_export.errors import EngineError, last_words
@@ -168,7 +168,7 @@ class Meter:
     def read(self) -> tuple[float, int | None, int | None, int | None, int | None]:
         """Return the time and memory used so far: the first five fields of `Figures`."""
         reached = time.perf_counter()
-        seconds, memory, peak = reached - self.began, process_memory(), peak_memory()
+        seconds, memory, peak = reached - self.began, process_memory(), status_bytes("VmHWM:")
         self.began += time.perf_counter() - reached
         if memory is None or self.memory is None:
             return seconds, None, None, None, None

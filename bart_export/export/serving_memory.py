@@ -11,14 +11,13 @@ import subprocess
 import sys
 
 from bart_export.artifact.manifest import Memory
+from bart_export.bench.measurements import status_bytes
 from bart_export.documents import scratch_directory
 from bart_export.errors import BartExportError, EngineError, last_words
 from bart_export.export.warm_up import PredictRequest
 from bart_export.server import messages, open_version, predict
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Limits
-
-STATUS = pathlib.Path("/proc/self/status")
 
 
 def measure_memory(directory: pathlib.Path, largest: PredictRequest) -> Memory:
@@ -60,24 +59,19 @@ def measure_version(directory: pathlib.Path, largest: PredictRequest) -> dict[st
     # The largest request is already a full batch.
     servable = open_saved_model(directory, ServeOptions(batching=False))
     try:
-        loaded = private_bytes("VmRSS")
+        loaded = private_bytes("VmRSS:")
         open_version.run_warmup(servable, directory)
         servable.submit(predict.call_of(servable, largest, Limits())).result()
-        peak = private_bytes("VmHWM")
+        peak = private_bytes("VmHWM:")
     finally:
         servable.close()
     return {} if loaded is None or peak is None else {"loaded": loaded, "peak": peak}
 
 
 def private_bytes(field: str) -> int | None:
-    """Return a field of /proc/self/status less evictable file pages, or None without /proc."""
-    try:
-        lines = STATUS.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    values = dict(line.split(":", 1) for line in lines)
-    kilobytes, files = (int(values[name].split()[0]) for name in (field, "RssFile"))
-    return 1024 * (kilobytes - files)
+    """Return a field of the process's status less evictable file pages, or None if unavailable."""
+    size, files = status_bytes(field), status_bytes("RssFile:")
+    return None if size is None or files is None else size - files
 
 
 def main(directory: str, request: str) -> None:

@@ -13,7 +13,7 @@ from bart_export.bench import bench as benchmark
 from bart_export.bench import measurements, opening_cost
 from bart_export.bench.bench import bench
 from bart_export.bench.opening_cost import OpeningRun
-from bart_export.bench.rows import MemoryRow, Report
+from bart_export.bench.rows import Report
 from bart_export.contract import StaticShapes
 from bart_export.errors import EngineError
 from bart_export.runtime.engine_choice import open_engine
@@ -35,14 +35,6 @@ def report(symmetric_artifact):
             num_threads=(1, 2),
             runs=2,
         )
-
-
-@pytest.fixture
-def no_openings(monkeypatch):
-    """Skip openings and memory, which need separate processes."""
-    monkeypatch.setattr(opening_cost, "measure", lambda *arguments: [])
-    row = MemoryRow("float32", "dynamic", *[1] * 4, None, None)
-    monkeypatch.setattr(opening_cost, "memory", lambda *arguments: row)
 
 
 @pytest.fixture

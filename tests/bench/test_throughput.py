@@ -4,10 +4,9 @@ import pytest
 from support import static_builds
 from support.command import printed
 
-from bart_export.bench import measurements, opening_cost, throughput
+from bart_export.bench import measurements, throughput
 from bart_export.bench.bench import bench
 from bart_export.bench.opening_cost import OpeningRun
-from bart_export.bench.rows import MemoryRow
 from bart_export.contract import StaticShapes
 from bart_export.runtime.generator import Generator
 
@@ -19,12 +18,9 @@ PAIRS = [(4, 1), (4, 3), (9, 1)]
 
 
 @pytest.fixture
-def no_processes(monkeypatch):
+def no_processes(monkeypatch, no_openings):
     """Skip what needs separate processes."""
     monkeypatch.setattr(throughput, "peak_bytes", lambda artifact, run: 1)
-    monkeypatch.setattr(opening_cost, "measure", lambda *arguments: [])
-    row = MemoryRow("float32", "dynamic", *[1] * 4, None, None)
-    monkeypatch.setattr(opening_cost, "memory", lambda *arguments: row)
 
 
 @pytest.fixture

@@ -99,15 +99,9 @@ def test_matrices_are_in_the_file_once_and_aligned(artifact, content):
     assert [tflite_files.offset(content, index) % 16 for index in matrices] == [0] * len(matrices)
 
 
-def test_an_int8_file_has_the_table_once_with_the_same_scales_everywhere(mini_artifact):
-    content = mini_artifact.path(INT8_FILE).read_bytes()
-    vocabulary, hidden = mini_artifact.config.vocabulary_size, mini_artifact.config.hidden_dim
-    sizes = tflite_files.buffer_sizes(content)
-    (buffer,) = set(tables(content))
-    assert sizes[buffer] == max(sizes) == vocabulary * hidden
-    assert sum(size >= vocabulary * hidden for size in sizes) == 1
-    first, *others = tflite_files.scale(content, TABLE)
-    assert len(first) == vocabulary
+def test_an_int8_table_has_the_same_scales_in_every_signature(mini_artifact):
+    first, *others = tflite_files.scale(mini_artifact.path(INT8_FILE).read_bytes(), TABLE)
+    assert len(first) == mini_artifact.config.vocabulary_size
     assert all((scale == first).all() for scale in others)
 
 
