@@ -74,11 +74,7 @@ def without_padding(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def weights_digest(checkpoint: Checkpoint) -> str:
-    """Return the hexadecimal SHA-256 of the weight files, concatenated in order of their names.
-
-    Raises:
-        CheckpointError: if a file cannot be read.
-    """
+    """Return the SHA-256 of the weight files in order of their names, or raise CheckpointError."""
     digest = hashlib.sha256()
     for path in checkpoint.weight_files:
         try:

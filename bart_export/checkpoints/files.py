@@ -33,11 +33,7 @@ JsonObject = dict[str, Any]  # parsed and not validated
 def require_file(
     path: Path, error: type[BartExportError] = CheckpointError, max_bytes: float = float("inf")
 ) -> None:
-    """Require that a path is a readable regular file of at most `max_bytes`, not an LFS pointer.
-
-    Raises:
-        BartExportError: otherwise, of the class `error`.
-    """
+    """Raise `error` unless a path is a regular file of at most `max_bytes`, not an LFS pointer."""
     try:
         with open(path, "rb", opener=lambda name, _: os.open(name, documents.FLAGS)) as file:
             status = os.fstat(file.fileno())
@@ -56,11 +52,7 @@ def require_file(
 
 
 def read_text(path: Path, error: type[BartExportError] = CheckpointError) -> str:
-    """Return a file's UTF-8 text without a byte order mark.
-
-    Raises:
-        BartExportError: of the class `error`, if the file is missing, too large or not UTF-8.
-    """
+    """Return a file's UTF-8 text without a byte order mark; anything else raises `error`."""
     if not path.exists():
         raise error(f"{path.parent} has no {path.name}, which the checkpoint needs.")
     require_file(path, error, LARGEST_TEXT)

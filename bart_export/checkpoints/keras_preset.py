@@ -124,11 +124,7 @@ def read_config(path: Path, stored: JsonObject) -> tuple[BartConfig, str | None]
 
 
 def dtype_policy(path: Path, dtype: object) -> str | None:
-    """Return the name of a serialized dtype policy.
-
-    Raises:
-        CheckpointError: for a policy of a quantized model.
-    """
+    """Return the name of a serialized dtype policy, or raise CheckpointError if it quantizes."""
     name = dtype
     if isinstance(dtype, dict):
         settings = dtype.get("config")

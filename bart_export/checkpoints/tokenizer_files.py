@@ -198,11 +198,7 @@ def read_legacy_files(directory: Path, added: AddedTokenTable) -> None:
 
 
 def read_special_tokens(path: Path, settings: JsonObject, added: AddedTokenTable) -> None:
-    """Add the special tokens in a configuration of transformers.
-
-    Raises:
-        TokenizerError: for a token other than BART's.
-    """
+    """Add the special tokens in transformers' settings, or raise TokenizerError unless BART's."""
     for name, expected in SPECIAL_NAMES.items():
         stored = settings.get(name)
         content = stored.get("content") if isinstance(stored, dict) else stored
@@ -339,13 +335,10 @@ def split_merge(path: Path, merge: object) -> tuple[str, str]:
 
 
 def require_rows(directory: Path, vocabulary: Mapping[str, int], vocabulary_size: int) -> None:
-    """Require that every token has a row in the embedding.
+    """Raise TokenizerError unless every token has a row in the embedding.
 
     The only exception is a trailing `<mask>`: bart_large_en_cnn is stored with 50,264 rows and a
     vocabulary of 50,265.
-
-    Raises:
-        TokenizerError: if a token has no row.
     """
     beyond = [token for token, number in vocabulary.items() if number >= vocabulary_size]
     if beyond and not (beyond == [MASK] and vocabulary[MASK] == vocabulary_size):

@@ -163,11 +163,7 @@ def require_exactly(
 
 
 def require_names(expected: Iterable[str], weights: Mapping[str, object]) -> None:
-    """Require exactly the expected names.
-
-    Raises:
-        CheckpointError: listing missing and unexpected names.
-    """
+    """Raise CheckpointError, with the names, if any are missing or unexpected."""
     names = set(expected)
     missing, surplus = sorted(names - weights.keys()), sorted(weights.keys() - names)
     found = [f"missing {', '.join(missing)}"] if missing else []

@@ -84,11 +84,7 @@ class Evaluator:
         self.cases = dataclasses.replace(cases, **changes)
 
     def measure(self, path: pathlib.Path) -> Measured:
-        """Run a file and return its figures.
-
-        Raises:
-            VerificationFailed: if the file cannot be run.
-        """
+        """Run a file and return its figures, or raise VerificationFailed if it cannot be run."""
         engine = open_compiled_model(path, self.info.config)
         pair = SignaturePair("encode", "decode_single", engine, rows=1)
         figures, _ = compare_model(path.name, engine, self.info.tokenizer, self.cases, pairs=[pair])

@@ -56,14 +56,10 @@ def tune(
     texts: pathlib.Path | None = None,
     stage: Stage = lambda name: None,
 ) -> Tuned:
-    """Find the recipe of a preset's smallest file within a budget.
+    """Find the recipe, called `name`, of a preset's smallest file within a budget.
 
-    Args:
-        preset: a name, path or handle, as for `resolve.find`.
-        name: the new recipe's name.
-        budget: metric -> bound.
-        texts: a file for `verify.data`, or None for the texts that ship with the preset.
-        stage: called with the name of each stage when it starts.
+    `budget` maps metrics to bounds. Files are measured on a file of texts for `verify.data`, or on
+    those that ship with the preset. `stage` is called with the name of each stage when it starts.
 
     Raises:
         ConfigurationError: if the budget cannot be measured, or there are no texts.

@@ -107,10 +107,9 @@ class Gate:
 
 
 def artifact_files(artifact: Artifact, tolerance: Mapping[str, float]) -> list[TfliteFile]:
-    """Return an artifact's `.tflite` files; `tolerance` overrides some of their bounds.
+    """Return an artifact's `.tflite` files, or raise ArtifactError if there are none.
 
-    Raises:
-        ArtifactError: if there are none.
+    `tolerance` overrides some of their bounds.
     """
     files = []
     for name, entry in artifact.manifest.tflite().items():

@@ -41,11 +41,7 @@ class Texts:
 
 
 def read_texts(path: pathlib.Path) -> Texts:
-    """Read the examples of a file; empty lines are skipped.
-
-    Raises:
-        InputError: if the file cannot be read, or is too large or empty, or if a line is invalid.
-    """
+    """Read the examples of a file without its empty lines, or raise InputError."""
     try:
         content = documents.read_bounded(path, LARGEST)
         lines = content.decode("utf-8-sig").split("\n", MOST_LINES)

@@ -47,11 +47,7 @@ class Bound(NamedTuple):
 
 
 def require_bounds(name: str, bounds: Sequence[Bound]) -> None:
-    """Check the figures of an exported file.
-
-    Raises:
-        VerificationFailed: for the first figure outside its bound.
-    """
+    """Raise VerificationFailed for the first figure of a file that is outside its bound."""
     for bound in bounds:
         if not bound.holds:
             raise VerificationFailed(f"{name} differs from the Keras model: {bound}")

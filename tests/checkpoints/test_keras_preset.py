@@ -101,9 +101,6 @@ def test_kerashub_shards_are_read_like_one_file(backbone, tmp_path):
     checkpoint = resolve.read(tmp_path, tokenizer=False)
     assert len(checkpoint.weight_files) == 2
     assert_same_weights(checkpoint.weights, weights_of(backbone))
-    checkpoint.weight_files[1].unlink()
-    said = "model_00001.weights.h5, which does not exist"
-    assert said in refusal(tmp_path, tokenizer=False)
 
 
 def test_bfloat16_is_kept(tmp_path):
@@ -270,17 +267,15 @@ def test_other_models_are_rejected_by_name(preset):
     assert "received keras_hub>GPT2Backbone" in refusal(preset, PresetError)
 
 
-def test_all_wrong_weights_are_listed_in_one_line(preset):
-    gone = "layers/transformer_encoder_1/_feedforward_output_dense/vars/1"
-    unexpected = "layers/transformer_encoder_2/_feedforward_output_dense/vars/1"
-    wrong = {NORM: np.zeros(15, "float32"), unexpected: np.zeros(16, "float32")}
-    rewrite(preset / "model.weights.h5", keep=lambda name: name != gone, add=wrong)
-    line = refusal(preset)
-    assert f"missing {gone}; unexpected {unexpected};" in line
-    assert f"wrong shape: {NORM} has [15] instead of [16]" in line
-    rewrite(preset / "model.weights.h5", keep=lambda name: "transformer" not in name)
+def test_of_many_wrong_weights_the_first_are_listed(preset):
+    rewrite(
+        preset / "model.weights.h5",
+        keep=lambda name: "transformer" not in name,
+        add={NORM: np.zeros(15, "float32")},
+    )
     count = sum("transformer" in row.name for row in weight_names.weights(CONFIG))
-    assert f"and {count - 12} more" in refusal(preset)
+    line = refusal(preset)
+    assert f"and {count - 12} more; wrong shape: {NORM} has [15] instead of [16]" in line
 
 
 def test_the_encoder_length_is_limited_to_the_positions(preset):
