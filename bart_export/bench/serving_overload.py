@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -109,9 +109,7 @@ def sampled(clients: Clients, future: "Future[tuple[float, list[Answer]]]") -> l
         resident = resident_bytes(clients.server.pid)
         if resident is not None:
             rows.append([time.perf_counter() - began, resident])
-        until = len(rows) * SAMPLE_SECONDS + began
-        while not future.done() and time.perf_counter() < until:
-            time.sleep(0.1)
+        wait([future], SAMPLE_SECONDS)
     return rows
 
 

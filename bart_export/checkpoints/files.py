@@ -81,11 +81,7 @@ def read_json(path: Path, error: type[BartExportError] = CheckpointError) -> Jso
 
 
 def indexed_files(index: Path) -> tuple[Path, ...]:
-    """Return the weight files that an index lists, sorted by name.
-
-    Raises:
-        CheckpointError: if the index lists none, one in another directory, or a missing one.
-    """
+    """Return the weight files that an index lists, sorted by name, or raise CheckpointError."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} must have a weight_map, received {shown(weight_map)}.")

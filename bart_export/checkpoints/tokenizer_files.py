@@ -79,11 +79,7 @@ class TokenizerTables:
 
 
 def read_keras(directory: Path, vocabulary_size: int) -> TokenizerTables:
-    """Read a Keras preset's `assets/tokenizer/` and `tokenizer.json`.
-
-    Raises:
-        TokenizerError: if a file is missing or invalid, or an id is not below `vocabulary_size`.
-    """
+    """Read a Keras preset's `assets/tokenizer/` and `tokenizer.json`, or raise TokenizerError."""
     assets, path = directory / "assets" / "tokenizer", directory / "tokenizer.json"
     vocabulary = read_vocabulary(assets / "vocabulary.json")
     merges = tuple(read_merges(assets / "merges.txt"))

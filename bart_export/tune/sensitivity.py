@@ -102,22 +102,18 @@ class SensitivityProbe:
 
     def compare_with_matrix(self, weight: str, matrix: FloatArray) -> dict[str, float]:
         """Compare the model with itself after a weight is replaced by a file's stored matrix."""
-        variable = self.weights[weight]
+        variable, encoded = self.weights[weight], self.encoded
         before = np.asarray(variable).copy()
         variable.assign(checkpoint_layout(self.config, weight, matrix))
         try:
-            return self.figures(weight.startswith(DECODER))
+            if not weight.startswith(DECODER):
+                encoded = [self.encode(*source) for source in self.sources]
+            received = self.logits(encoded)
         finally:
             variable.assign(before)
-
-    def figures(self, decoder_only: bool) -> dict[str, float]:
-        """Compare the model with its original state; `decoder_only`: its encoder is unchanged."""
-        encoded = self.encoded
-        if not decoder_only:
-            encoded = [self.encode(*source) for source in self.sources]
         figures = StepFigures()
-        for expected, received in zip(self.expected, self.logits(encoded), strict=True):
-            figures.add(expected, received)
+        for pair in zip(self.expected, received, strict=True):
+            figures.add(*pair)
         return figures.figures()
 
 
