@@ -10,29 +10,8 @@ import time
 from collections.abc import Sequence
 
 from bart_export.artifact.artifact import Artifact
-from bart_export.bench import opening_cost, throughput
-from bart_export.bench.measurements import (
-    Timing,
-    forced_settings,
-    generate,
-    host,
-    random_source,
-    token_limits,
-    unsupported_reason,
-)
+from bart_export.bench import measurements, opening_cost, rows, throughput
 from bart_export.bench.opening_cost import OpeningRun
-from bart_export.bench.rows import (
-    SCHEMA_VERSION,
-    FileRow,
-    GenerationRow,
-    MemoryRow,
-    OpeningRow,
-    Report,
-    Settings,
-    SkippedRow,
-    Subject,
-    ThroughputRow,
-)
 from bart_export.config import GenerationConfig
 from bart_export.errors import ConfigurationError
 from bart_export.locations import Location
@@ -48,21 +27,23 @@ FIRST_TEXT = 8  # new tokens of the text after an opening
 class Work:
     """An open file and a configuration; `row` identifies it."""
 
-    row: GenerationRow
+    row: rows.GenerationRow
     engine: Engine
     generation: GenerationConfig
-    timings: list[Timing] = dataclasses.field(default_factory=list)
+    timings: list[measurements.Timing] = dataclasses.field(default_factory=list)
 
-    def measure(self) -> Timing:
+    def measure(self) -> measurements.Timing:
         """Generate once, then time the encoder again with allocated buffers."""
-        settings = forced_settings(self.generation, self.row.new_tokens, self.row.num_beams)
-        source = random_source(self.engine.config.vocabulary_size, self.row.source)
-        timing = generate(self.engine, source, settings)
+        settings = measurements.forced_settings(
+            self.generation, self.row.new_tokens, self.row.num_beams
+        )
+        source = measurements.random_source(self.engine.config.vocabulary_size, self.row.source)
+        timing = measurements.generate(self.engine, source, settings)
         began = time.perf_counter()
         self.engine.start(source, settings.num_beams, settings.max_length)
         return dataclasses.replace(timing, encode=time.perf_counter() - began)
 
-    def summary(self) -> GenerationRow:
+    def summary(self) -> rows.GenerationRow:
         """Return the row with the medians of all runs."""
         totals = tuple(timing.total for timing in self.timings)
         seconds = statistics.median(totals)
@@ -86,7 +67,7 @@ def bench(
     num_texts: Sequence[int] = (),
     num_threads: Sequence[int] = (),
     runs: int = 7,
-) -> Report:
+) -> rows.Report:
     """Measure an artifact's `.tflite` files.
 
     Args:
@@ -113,8 +94,8 @@ def bench(
     threads = tuple(dict.fromkeys(num_threads or [default]))
     length, pairs, skipped = plan(artifact, names, sources, new_tokens, num_beams)
     opened = [(name, count) for name in pairs for count in threads]
-    openings: list[OpeningRow] = []
-    memories: list[MemoryRow] = []
+    openings: list[rows.OpeningRow] = []
+    memories: list[rows.MemoryRow] = []
     works: list[Work] = []
     with stages(2 * len(opened) + runs) as stage:
         for name, count in opened:
@@ -131,14 +112,14 @@ def bench(
             engine = open_engine(artifact, name, num_threads=count)
             key = files[name].recipe, files[name].build, count
             for source, beams in pairs[name]:
-                row = GenerationRow(*key, source, beams, length)
+                row = rows.GenerationRow(*key, source, beams, length)
                 works.append(Work(row, engine, artifact.generation))
                 works[-1].measure()  # warm-up
         for number in range(runs):
             stage(f"generate, run {number + 1} of {runs}")
             for work in works:
                 work.timings.append(work.measure())
-    together: list[ThroughputRow] = []
+    together: list[rows.ThroughputRow] = []
     if num_texts:
         together, alone = throughput.measure(artifact, pairs, num_texts, threads, length, runs)
         skipped += alone
@@ -146,12 +127,12 @@ def bench(
     for name in names:
         entry = files[name]
         density = entry.bytes / artifact.manifest.parameter_count
-        sizes.append(FileRow(entry.recipe, entry.build, name, entry.bytes, density))
-    return Report(
-        SCHEMA_VERSION,
-        Subject.of(artifact),
-        host(),
-        Settings(length, threads, runs),
+        sizes.append(rows.FileRow(entry.recipe, entry.build, name, entry.bytes, density))
+    return rows.Report(
+        rows.SCHEMA_VERSION,
+        rows.Subject.of(artifact),
+        measurements.host(),
+        rows.Settings(length, threads, runs),
         tuple(sizes),
         tuple(openings),
         tuple(memories),
@@ -167,30 +148,32 @@ def plan(
     sources: Sequence[int],
     new_tokens: int | None,
     num_beams: Sequence[int],
-) -> tuple[int, dict[str, list[tuple[int, int]]], list[SkippedRow]]:
+) -> tuple[int, dict[str, list[tuple[int, int]]], list[rows.SkippedRow]]:
     """Return the number of new tokens, each file's (source tokens, beams), and skipped rows."""
     files, positions = artifact.manifest.tflite(), artifact.config.max_sequence_length
-    limits = [token_limits(files[name].shapes, positions) for name in names]
+    limits = [measurements.token_limits(files[name].shapes, positions) for name in names]
     longest, most = map(max, zip(*limits, strict=True))
-    skipped: list[SkippedRow] = []
+    skipped: list[rows.SkippedRow] = []
     if not sources:
         reason = f"no file supports more than {longest}"
-        skipped += [SkippedRow(reason, source=length) for length in SOURCES if length > longest]
+        skipped += [
+            rows.SkippedRow(reason, source=length) for length in SOURCES if length > longest
+        ]
         sources = list(dict.fromkeys(min(length, longest) for length in SOURCES))
     if new_tokens is None and most < NEW_TOKENS:
-        skipped.append(SkippedRow(f"no file supports more than {most}", new_tokens=NEW_TOKENS))
+        skipped.append(rows.SkippedRow(f"no file supports more than {most}", new_tokens=NEW_TOKENS))
     length = fitting_length("--new-tokens", new_tokens, min(NEW_TOKENS, most), positions - 1)
     reason = f"the model has {positions} positions"
-    skipped += [SkippedRow(reason, source=source) for source in sources if source > positions]
+    skipped += [rows.SkippedRow(reason, source=source) for source in sources if source > positions]
     sources = [source for source in sources if source <= positions]
     pairs: dict[str, list[tuple[int, int]]] = {}
     for name, source, beams in itertools.product(names, sources, num_beams):
         entry = files[name]
-        unsupported = unsupported_reason(entry.shapes, source, beams, length)
+        unsupported = measurements.unsupported_reason(entry.shapes, source, beams, length)
         if unsupported is None:
             pairs.setdefault(name, []).append((source, beams))
         else:
-            row = SkippedRow(unsupported, source, None, entry.recipe, entry.build, beams)
+            row = rows.SkippedRow(unsupported, source, None, entry.recipe, entry.build, beams)
             skipped.append(row)
     return length, pairs, skipped
 

@@ -7,17 +7,8 @@ endpoints and cache directories are configured as the clients document.
 import re
 from pathlib import Path
 
+from bart_export.artifact import hub_client
 from bart_export.artifact.artifact import sha256
-from bart_export.artifact.hub_client import (
-    AGAIN,
-    UNEXPECTED,
-    blob_name,
-    discard,
-    failure,
-    hugging_face_failure,
-    quiet,
-    refuse_outside,
-)
 from bart_export.checkpoints.files import CARD, CONFIG_FILE, GENERATION_FILE, read_json
 from bart_export.errors import CheckpointError, PresetError, import_extra, shown
 
@@ -59,13 +50,13 @@ KAGGLE = (
      "Kaggle denies access to {handle}. Sign in with a token (KAGGLE_API_TOKEN or "
      "~/.kaggle/access_token) and accept the model's terms on kaggle.com/models."),
     (("DataCorruptionError",),
-     f"The download of {{handle}} is damaged (its hash does not match). {AGAIN}"),
+     f"The download of {{handle}} is damaged (its hash does not match). {hub_client.AGAIN}"),
     (("ChunkedEncodingError", "ContentDecodingError"),
-     f"The download of {{handle}} was interrupted. {AGAIN}"),
+     f"The download of {{handle}} was interrupted. {hub_client.AGAIN}"),
     (("ConnectionError", "Timeout"),
      "Cannot reach Kaggle for {handle}. Check the network. Offline, name a version that is already "
      "downloaded, as in kaggle://org/model/keras/variant/3."),
-    (UNEXPECTED,
+    (hub_client.UNEXPECTED,
      "Kaggle sent an unexpected response for {handle} ({reason}). Check the network: a proxy may "
      "have responded."),
     ((), "Cannot download {handle} from Kaggle: {reason}."),
@@ -86,11 +77,11 @@ def fetch_kaggle(model: str, version: str | None) -> tuple[Path, str]:
     """
     kagglehub = import_extra("kagglehub", "Fetching a preset from Kaggle")
     handle = model if version is None else f"{model}/{version}"
-    with quiet("kagglehub"):
+    with hub_client.quiet("kagglehub"):
         try:
             directory = Path(kagglehub.model_download(handle))
         except Exception as error:  # of the client, requests or the system
-            raise PresetError(failure(KAGGLE, f"kaggle://{handle}", error)) from error
+            raise PresetError(hub_client.failure(KAGGLE, f"kaggle://{handle}", error)) from error
     return directory, directory.name
 
 
@@ -113,10 +104,10 @@ def fetch_hugging_face(repository: str, revision: str | None) -> tuple[Path, str
                 repository, revision=revision, allow_patterns=list(files)
             )
         )
-        refuse_outside(handle, snapshot, snapshot.rglob("*"), PresetError)
+        hub_client.refuse_outside(handle, snapshot, snapshot.rglob("*"), PresetError)
         return snapshot
 
-    with quiet("huggingface_hub"):
+    with hub_client.quiet("huggingface_hub"):
         try:
             directory = fetch(SMALL_FILES, revision)
             refuse_adapter(handle, directory)
@@ -131,7 +122,7 @@ def fetch_hugging_face(repository: str, revision: str | None) -> tuple[Path, str
         except PresetError:
             raise
         except Exception as error:  # of the client, httpx or the system
-            raise PresetError(hugging_face_failure(handle, error)) from error
+            raise PresetError(hub_client.hugging_face_failure(handle, error)) from error
     raise PresetError(
         f"{handle} has no supported weights. Expected model.weights.h5, model.safetensors or "
         "pytorch_model.bin, in one file or in shards."
@@ -187,10 +178,10 @@ def refuse_damaged(handle: str, files: set[Path]) -> None:
     The cache names a large file by its hash, but the client compares only sizes.
     """
     for path in files:
-        name = blob_name(path)
+        name = hub_client.blob_name(path)
         if SHA256.fullmatch(name) and sha256(path) != name:
-            discard(path)
+            hub_client.discard(path)
             raise PresetError(
                 f"The download of {handle} is damaged (the hash of {path.name} does not match). "
-                f"{AGAIN}"
+                f"{hub_client.AGAIN}"
             )
