@@ -61,7 +61,10 @@ def report(artifact):
 def server(artifact):
     """Return a server that runs one request and queues none."""
     with running(artifact.directory, "litert", "--no-batching", "--queue-size=0") as server:
+        os.kill(server.pid, 0)  # the process exists
         yield server
+    with pytest.raises(ProcessLookupError):
+        os.kill(server.pid, 0)
 
 
 @pytest.fixture(scope="module")
@@ -211,13 +214,6 @@ def test_the_server_says_how_long_it_waited_for_its_engine(server, clients):
     _, answers = clients.send_all("grpc", 1, 3)
     waited = server.engine_seconds() - before
     assert 0 < waited < sum(answer.seconds for answer in answers)
-
-
-def test_the_server_ends_with_its_block(artifact):
-    with running(artifact.directory, "litert") as server:
-        os.kill(server.pid, 0)  # the process exists
-    with pytest.raises(ProcessLookupError):
-        os.kill(server.pid, 0)
 
 
 def test_a_server_that_fails_says_why(tmp_path):
