@@ -37,9 +37,7 @@ Operator: TypeAlias = Any
 
 WEIGHTS = "/weights"  # suffix of a matrix's name, SIGNATURE/LAYER/weights
 IDENTIFIER = b"TFL3"  # bytes 4 to 7 of a .tflite file
-OPERATORS = {
-    code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)
-}
+OPERATORS = {code: name for name, code in vars(schema.BuiltinOperator).items()}
 TYPES = schema.TensorType
 NUMPY_TYPES = {
     getattr(TYPES, name): np.dtype(name.lower())
