@@ -110,10 +110,3 @@ def test_what_is_no_report_of_this_schema_is_refused(tmp_path, content, words):
     with pytest.raises(InputError, match=words) as error:
         rows.read(path)
     assert "\n" not in str(error.value)
-
-
-def test_a_report_is_read_as_it_was_written(tmp_path):
-    (tmp_path / "other.json").write_text(json.dumps(made_up()))
-    assert rows.read(tmp_path / "other.json").to_dict() == made_up()
-    with pytest.raises(InputError, match="Cannot read the report"):
-        rows.read(tmp_path / "missing.json")

@@ -115,18 +115,6 @@ def test_a_log_of_two_files_is_read_file_by_file():
     )
 
 
-def test_files_are_compiled_together_into_a_directory(tmp_path, monkeypatch):
-    install(tmp_path, monkeypatch, TWO_FILES)
-    (tmp_path / "out").mkdir()
-    paths = [tmp_path / "one.tflite", tmp_path / "two.tflite"]
-    for path in paths:
-        path.write_bytes(path.name.encode())
-    assert len(compiler.compile_files(paths, tmp_path / "out")) == 2
-    for path in paths:
-        made = tmp_path / "out" / f"{path.stem}_edgetpu.tflite"
-        assert made.read_bytes() == path.name.encode()
-
-
 @pytest.mark.parametrize("log", [REFUSED, "Internal compiler error. Aborting!\n"])
 def test_what_the_compiler_complains_of_is_said_in_one_line(log, tmp_path, monkeypatch):
     install(tmp_path, monkeypatch, log, status=1)

@@ -54,6 +54,13 @@ def test_nan_propagates_to_every_error():
     assert all(math.isnan(found[name]) for name in ("logits", "relative", "kl"))
 
 
+def test_equal_logits_have_no_error():
+    """A checkpoint of zeros gives the same logit for every token."""
+    zeros = np.zeros((2, 3), np.float32)
+    found = figures_of((zeros, zeros))
+    assert [found[name] for name in ("spread", "relative", "kl", "top1")] == [0, 0, 0, 1]
+
+
 def test_extreme_logits_have_a_finite_divergence():
     certain = np.array([[0.0, -3e38]], np.float32)
     assert figures_of((certain, certain[:, ::-1]))["kl"] == pytest.approx(3e38)
