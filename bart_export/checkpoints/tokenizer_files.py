@@ -194,7 +194,7 @@ def read_legacy_files(directory: Path, added: AddedTokenTable) -> None:
 
 
 def read_special_tokens(path: Path, settings: JsonObject, added: AddedTokenTable) -> None:
-    """Add the special tokens in transformers' settings, or raise TokenizerError unless BART's."""
+    """Add the special tokens in transformers' settings; others than BART's raise TokenizerError."""
     for name, expected in SPECIAL_NAMES.items():
         stored = settings.get(name)
         content = stored.get("content") if isinstance(stored, dict) else stored
