@@ -24,6 +24,7 @@ The signatures of a SavedModel are batch-major:
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 
@@ -59,7 +60,7 @@ class Signature:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
 
-    @property
+    @functools.cached_property
     def axes(self) -> set[str]:
         """The axes of all tensors."""
         return {axis for tensor in (*self.inputs, *self.outputs) for axis in tensor.axes}
