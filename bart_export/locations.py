@@ -13,21 +13,27 @@ REPOSITORY = re.compile(rf"{WORD}/{WORD}", re.ASCII)
 # A URL, possibly chained, such as gs://bucket/bart or simplecache::gs://bucket/bart. A drive of
 # Windows has one letter.
 URL = re.compile(r"[A-Za-z][\w+.-]+:(:[^/]*:)?//")
-FILE = re.compile(r"(?:file|local):(?://)?(?=/)")  # of the URL of a local path
-# Up to the last "@" before the path. A password with a "/" is not valid, but must not be shown.
+SCHEME = re.compile(r"(?:^|(?<=::))[A-Za-z][\w+.-]+(?=:)")
+FILE = re.compile(r"(?i:file|local):(?://(?:localhost)?)?(?=/)")  # of the URL of a local path
+# Up to the last "@" of the line: a malformed password may have an "@", a "/" or a space. A port is
+# no password; its URL may have an "@" in the path. A text is read once, however many URLs it has.
 CREDENTIALS = re.compile(
-    r"(?:(?<=://)|(?<=\w\w:/)(?!/))(?:[^/\s]*|[^/\s:@]+:(?!\d+/)(?:(?!://)\S)*)@"
+    r"(?<=\w\w:/)(/*)"
+    r"(?:[^/\s:@\[]*:(?!\d{1,5}(?:[^\w.@-]|$)|\s)(?:(?!\w\w:/).)*@|[^/\s]*@)"
 )
-# May have a token or a signature. Each URL is read once, however many a text has.
-QUERY = re.compile(r"(://(?:(?!://)[^?#\s])*)[?#][^\s\"']+")
+# May have a token or a signature.
+QUERY = re.compile(r"(?<=\w\w:/)((?:(?!\w\w:/)[^?#\s])*)[?#](?:[^\s\"']|[\"'](?=\w))+")
+TOKEN = re.compile(r"(?<=\bBearer )[^\"']+")  # in an error about a header
 
 
 def normalized(location: Location) -> str:
     """Return a location as a string: a URL, or the path that it is or that a file:// URL names.
 
-    A Path has lost a slash of a URL.
+    Schemes become lowercase. A Path has lost a slash of a URL.
     """
-    text = re.sub(r"^(?!file|local)(\w[\w+.-]+):/(?!/)", r"\1://", os.fspath(location))
+    text = re.sub(r"^(?!(?i:file|local):)(\w[\w+.-]+):/(?!/)", r"\1://", os.fspath(location))
+    if URL.match(text):
+        text = SCHEME.sub(lambda scheme: scheme[0].lower(), text)
     if (found := FILE.match(text)) is None:
         return text
     from urllib.request import url2pathname  # slow to import
@@ -41,8 +47,13 @@ def is_remote(location: Location) -> bool:
 
 
 def redacted(text: str) -> str:
-    """Return a text without the credentials and queries of its URLs."""
-    return QUERY.sub(r"\1", CREDENTIALS.sub("", text))
+    """Return a text without the credentials and queries of its URLs, and without bearer tokens."""
+    return TOKEN.sub("…", QUERY.sub(r"\1", CREDENTIALS.sub(r"\1", text)))
+
+
+def redacted_url(url: str) -> str:
+    """Return a URL without its credentials and all that follows its path."""
+    return re.split(r"[?#]", CREDENTIALS.sub(r"\1", url), maxsplit=1)[0]
 
 
 def last_name(location: Location) -> str:
@@ -51,4 +62,4 @@ def last_name(location: Location) -> str:
     if not is_remote(url):
         return os.path.basename(os.path.abspath(url))
     found = HUGGING_FACE.fullmatch(url) or KAGGLE.fullmatch(url)
-    return (found[1] if found else redacted(url)).rstrip("/").rpartition("/")[2]
+    return (found[1] if found else redacted_url(url)).rstrip("/").rpartition("/")[2]

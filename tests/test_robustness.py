@@ -114,7 +114,7 @@ def artifact(symmetric_artifact, tmp_path):
 TFLITE, VOCABULARY = "tflite/float32.tflite", "tokenizer/vocabulary.json"
 ARTIFACT = {
     "manifest edited": ("manifest.json", change_json(preset="mine"), "edited"),
-    "manifest empty": ("manifest.json", empty, "cannot be read"),
+    "manifest empty": ("manifest.json", empty, "must be the JSON of a manifest"),
     "manifest missing": ("manifest.json", Path.unlink, "not a finished artifact"),
     "manifest of the future": ("manifest.json", change_json(format_version=9), "format_version 1"),
     "model truncated": (TFLITE, truncate, "altered or damaged"),

@@ -43,6 +43,7 @@ SERVING = "serving"
 MANIFEST_LIMIT, GOLDEN_LIMIT = 4 * documents.MEBIBYTE, 64 * documents.MEBIBYTE
 # Of a golden.json; tokens are source tokens plus the maximum length of every beam.
 MOST_CASES, MOST_TOKENS = 1000, 1 << 18
+BEGINNING = 2000  # bytes of other content, of which a message has the first
 SEAL = re.compile(rb'"manifest_sha256": "([0-9a-f]{64})"')
 
 
@@ -222,13 +223,18 @@ def read_manifest(path: pathlib.Path, place: str = "") -> Manifest:
 
 def parse_manifest(text: bytes, place: str) -> Manifest:
     """Parse a manifest and check its seal and fields, or raise ArtifactError, naming its place."""
+    content, fault = None, "it has no format_version"
     try:
         content = documents.parse_json(text)
     except ValueError as error:
+        fault = str(error)
+    if not isinstance(content, dict) or "format_version" not in content:
+        begin = shown(text[:BEGINNING].decode(errors="replace"))
         raise ArtifactError(
-            f"{place} cannot be read: {error}. Export the artifact again."
-        ) from None
-    version = content.get("format_version") if isinstance(content, dict) else None
+            f"{place} must be the JSON of a manifest, received {begin} ({fault}). Give the "
+            "place of an artifact, or export it again."
+        )
+    version = content["format_version"]
     if version != FORMAT_VERSION:
         raise ArtifactError(
             f"{place} must have format_version {FORMAT_VERSION}, received {shown(version)}. "

@@ -49,8 +49,8 @@ HUGGING_FACE: tuple[tuple[Collection[str | int], str, str], ...] = (
     (("OSError",), f"The download of {{handle}} was interrupted ({{reason}}). {AGAIN}", NO_PUSH),
     (("HFValidationError",), NO_DOWNLOAD, NO_PUSH),
     (UNEXPECTED,
-     "Hugging Face sent an unexpected response for {handle} ({reason}). Check HF_ENDPOINT and the "
-     "network.", ""),
+     "Hugging Face sent an unexpected response for {handle} ({reason}). Check HF_ENDPOINT, "
+     "HF_TOKEN and the network.", ""),
     ((), NO_DOWNLOAD, NO_PUSH),
 )  # fmt: skip
 

@@ -35,7 +35,7 @@ from bart_export.errors import (
     one_line,
     shown,
 )
-from bart_export.locations import HUB, HUGGING_FACE, KAGGLE_HUB, redacted
+from bart_export.locations import HUB, HUGGING_FACE, KAGGLE_HUB, redacted_url
 
 PARTS = ".parts"  # unfinished downloads; no name in a manifest begins with a dot
 CHUNK = 1 << 20  # bytes
@@ -122,7 +122,7 @@ class UrlStore:
     """
 
     def __init__(self, url: str) -> None:
-        self.location = redacted(url)
+        self.location = redacted_url(url)
         fsspec = import_extra("fsspec", f"Opening {self.location}", "hub")
         with self.reading(MANIFEST):
             self.system, self.root = fsspec.core.url_to_fs(url)

@@ -57,8 +57,8 @@ KAGGLE = (
      "Cannot reach Kaggle for {handle}. Check the network. Offline, name a version that is already "
      "downloaded, as in kaggle://org/model/keras/variant/3."),
     (hub_client.UNEXPECTED,
-     "Kaggle sent an unexpected response for {handle} ({reason}). Check the network: a proxy may "
-     "have responded."),
+     "Kaggle sent an unexpected response for {handle} ({reason}). Check the token and the network: "
+     "a proxy may have responded."),
     ((), "Cannot download {handle} from Kaggle: {reason}."),
 )  # fmt: skip
 ADAPTER_FILE = "adapter_config.json"

@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 
 from bart_export.config import MOST_THREADS
 from bart_export.errors import MissingExtra, did_you_mean, printable_lines
-from bart_export.locations import Location, is_remote, normalized
+from bart_export.locations import Location, is_remote, normalized, redacted_url
 from bart_export.presets import PRESETS
 from bart_export.progress import Stage
 from bart_export.recipes import metrics
@@ -50,7 +50,8 @@ class LocalPath(click.Path):
     def convert(self, value: Value, param: Value, ctx: Value) -> pathlib.Path:
         """Return the path."""
         if is_remote(value):
-            self.fail(f"Expected a local file or directory, received {value}.", param, ctx)
+            url = redacted_url(value)
+            self.fail(f"Expected a local file or directory, received {url}.", param, ctx)
         return cast(pathlib.Path, super().convert(normalized(value), param, ctx))
 
 

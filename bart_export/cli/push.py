@@ -3,7 +3,7 @@
 import click
 
 from bart_export import cli
-from bart_export.locations import HUB, REPOSITORY, Location
+from bart_export.locations import HUB, REPOSITORY, Location, normalized
 
 PACKAGES = {"huggingface_hub": "huggingface-hub", "jinja2": "jinja2"}
 
@@ -24,7 +24,7 @@ def push(artifact: Location, repository: str, private: bool, create_pr: bool) ->
       bart-export push artifacts/bart_mini_en me/bart_mini_en
       bart-export generate hf://me/bart_mini_en "A text ..."
     """
-    name = repository.removeprefix(HUB)
+    name = normalized(repository).removeprefix(HUB)
     if REPOSITORY.fullmatch(name) is None:
         raise click.UsageError(f"Expected ORG/NAME, such as me/bart, received {repository!r}.")
     cli.require("Pushing an artifact", PACKAGES, "hub")

@@ -6,7 +6,7 @@ from typing import Any
 
 from bart_export.config import LARGEST_SIZE, GenerationConfig, require
 from bart_export.errors import BartExportError, ConfigurationError, InputError
-from bart_export.locations import is_remote, normalized, redacted
+from bart_export.locations import is_remote, normalized, redacted_url
 from bart_export.runtime.generator import Generator
 from bart_export.runtime.results import Result
 
@@ -19,7 +19,7 @@ FLAGS = ("truncate", "allow_empty", "special_tokens")  # of `Generator.generate`
 def place_of(location: str) -> str:
     """Return a location such that the names of one place are equal: an absolute path or a URL."""
     path = normalized(location)
-    return redacted(path).rstrip("/") if is_remote(path) else os.path.realpath(path)
+    return redacted_url(path).rstrip("/") if is_remote(path) else os.path.realpath(path)
 
 
 def check_parameters(parameters: Any) -> None:

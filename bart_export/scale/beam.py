@@ -18,7 +18,7 @@ from typing import Any
 
 from bart_export.config import is_whole, require
 from bart_export.errors import InputError, MissingExtra
-from bart_export.locations import redacted
+from bart_export.locations import redacted_url
 from bart_export.runtime.generator import Generator
 from bart_export.runtime.results import RESULT_FIELDS, Result, Row
 from bart_export.scale import MEMORY_BUDGET, check_parameters, results_or_refusals
@@ -129,7 +129,7 @@ class BartModelHandler(ModelHandler[Element, PredictionResult, Generator]):
         Metrics.counter(METRICS, "generated_tokens").inc(tokens)
         Metrics.counter(METRICS, "refused_texts").inc(len(answers) - len(results))
         return [
-            PredictionResult(element, answer, redacted(self.location))
+            PredictionResult(element, answer, redacted_url(self.location))
             for element, answer in zip(batch, answers, strict=True)
         ]
 

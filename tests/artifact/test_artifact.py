@@ -47,10 +47,13 @@ DAMAGE = {
         "edited",
     ),
     "the seal gone": (lambda text: re.sub(rb' "manifest_sha256": "\w+",\n', b"", text), "edited"),
-    "cut in half": (lambda text: text[: len(text) // 2], "cannot be read"),
-    "emptied": (lambda text: b"", "cannot be read"),
-    "not text": (lambda text: b"\xff\xfe" + text, "cannot be read"),
-    "a list": (lambda text: b"[]", "format_version 1"),
+    "cut in half": (
+        lambda text: text[: len(text) // 2],
+        "must be the JSON of a manifest, received",
+    ),
+    "emptied": (lambda text: b"", 'received "" (Expecting value'),
+    "not text": (lambda text: b"\xff\xfe" + text, "must be the JSON of a manifest"),
+    "a list": (lambda text: b"[]", "it has no format_version"),
     "newer": (
         lambda text: reseal(text.replace(b'"format_version": 1', b'"format_version": 2')),
         "format_version 1, received 2",
