@@ -121,7 +121,7 @@ def discard(path: Path) -> None:
     The content of a snapshot's link is deleted, too. A deletion that fails is repeated next time.
     """
     with contextlib.suppress(OSError):
-        content = path.resolve()
+        content = Path(os.path.realpath(path))  # resolve() fails if links form a loop
         while path.is_symlink():
             target = path.parent / os.readlink(path)
             path.unlink()

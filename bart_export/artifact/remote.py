@@ -48,6 +48,7 @@ FAILURES = (
     (REFUSED,
      "Access to {handle} was refused ({reason}). Check the credentials, and run the same command "
      "again."),
+    (("TooManyRedirects",), "{handle} is redirected again and again. Check the address."),
     (("ImportError",), "Opening {handle} needs a package: {reason}."),
     ((),
      "Cannot read {handle}: {reason}. Check the address, the network and the credentials, and run "

@@ -49,6 +49,12 @@ def test_a_server_that_lacks_a_file_is_told_apart(http):
         Artifact.open(http.url("me:secret@"))
 
 
+def test_a_redirection_in_a_circle_is_named(http):
+    http.circular = "manifest.json"
+    with pytest.raises(ArtifactError, match="manifest.json is redirected again and again. Check"):
+        Artifact.open(http.url("me:secret@"))
+
+
 def test_no_more_is_read_than_the_manifest_says(http):
     http.long = OTHER
     artifact = Artifact.open(http.url("me:secret@"))

@@ -110,7 +110,7 @@ def test_only_the_needed_files_are_downloaded_once(done, files):
         ("expired", "Hugging Face refuses the token for hf://org/expired. Set HF_TOKEN"),
         ("whole@v9", "hf://org/whole@v9 names an unknown revision"),
         ("partial", f"hf://org/partial has no file {FILE}, which its manifest lists"),
-        ("garbage", "hf://org/garbage/manifest.json cannot be read: Expecting value"),
+        ("garbage", 'org/garbage/manifest.json must be the JSON of a manifest, received "<html>"'),
         ("edited", "hf://org/edited/manifest.json was edited or damaged"),
         ("huge", "org/huge/manifest.json must have at most 4,194,304 bytes, received 4,194,305"),
         ("longer", f"hf://org/longer/{FILE} must have at most {len(CONTENT):,} bytes"),

@@ -128,6 +128,12 @@ def make_directory(path):
     (path / "inside").mkdir(parents=True)
 
 
+def make_loop(path):
+    """Replace a file by a link to itself."""
+    path.unlink()
+    path.symlink_to(path)
+
+
 @pytest.mark.parametrize("damage", [made_up_artifacts.flip, make_directory])
 def test_a_file_that_was_damaged_in_the_cache_is_fetched_again(remote_one, damage):
     artifact = Artifact.open(remote_one.url)
@@ -163,7 +169,7 @@ def test_a_manifest_that_is_none_is_not_kept(remote_one, content, said):
 def test_a_manifest_in_the_cache_is_that_of_the_location(remote_one, tmp_path):
     artifact = Artifact.open(remote_one.url)
     cached = artifact.directory / "manifest.json"
-    for damage in (made_up_artifacts.flip, make_directory):
+    for damage in (made_up_artifacts.flip, make_directory, make_loop):
         damage(cached)
         assert Artifact.open(remote_one.url).manifest == artifact.manifest
         assert Artifact.open(artifact.directory).manifest == artifact.manifest
@@ -339,7 +345,7 @@ def test_queries_and_tokens_are_redacted():
 
 @pytest.mark.parametrize("url", ["aa:/", "aa:/b: ", "aa:/a?", "://a:b@", "aa:/a:b"])
 def test_redaction_reads_each_url_once(url):
-    assert len(redacted(url * 200_000)) <= len(url) * 200_000
+    assert len(redacted(url * 50_000)) <= len(url) * 50_000
 
 
 TEXT = "This library reads and writes spreadsheets."

@@ -15,7 +15,8 @@ class Files:
         self.basic = f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"
         self.query = f"token={password}"
         self.address = ""
-        self.missing = self.long = ""  # names of files; a long one has 64 MiB more
+        # Names of files; a long one has 64 MiB more, and a circular one is redirected to itself.
+        self.missing = self.long = self.circular = ""
         self.sent = []  # paths of files that were sent completely
 
     def url(self, user="", query=""):
@@ -41,6 +42,10 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             self.send_error(401)
         elif parts.path == f"/{files.missing}":
             self.send_error(404)
+        elif parts.path == f"/{files.circular}":
+            self.send_response(302)
+            self.send_header("Location", self.path)
+            self.end_headers()
         elif parts.path == f"/{files.long}":
             self.send_response(200)
             self.end_headers()
