@@ -68,9 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         predictions, dead = (
             rows
             | beam.Reshuffle()  # spreads the texts of a file over all workers
-            | RunInference(BartModelHandler(own.artifact)).with_exception_handling(
-                exc_class=InputError
-            )
+            | RunInference(
+                BartModelHandler(own.artifact), inference_args={"truncate": own.truncate}
+            ).with_exception_handling(exc_class=InputError)
         )
         write(predictions | beam.Map(result_row), own.output, own.shards)
         letters = (dead.failed_inferences, *dead.failed_postprocessing) | beam.Flatten()
@@ -91,6 +91,7 @@ def parse(
     for name in SUFFIXES:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--shards", type=int, default=1, help="number of output files")
+    parser.add_argument("--truncate", action="store_true", help="truncate texts that are too long")
     own, flags = parser.parse_known_args(arguments)
     beams: list[argparse.ArgumentParser] = []
     PipelineOptions([]).get_all_options(add_extra_args_fn=beams.append)

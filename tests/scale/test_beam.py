@@ -228,7 +228,8 @@ def example():
 def test_the_example_replaces_its_files_and_keeps_what_it_cannot_read(
     example, location, generator, tmp_path
 ):
-    lines = [json.dumps({"id": n, "text": text}).encode() for n, text in enumerate(SHORT[:6])]
+    texts = [*SHORT[:6], "a long text " * 2000]
+    lines = [json.dumps({"id": n, "text": text}).encode() for n, text in enumerate(texts)]
     unusable = {
         b"{": "must be a JSON object",
         b'{"id": 7, "text": ""}': "must not be blank",
@@ -239,7 +240,12 @@ def test_the_example_replaces_its_files_and_keeps_what_it_cannot_read(
     }
     lines[3:3] = unusable
     (tmp_path / "texts.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(lines) + b"\n")
-    flags = ["--runner=FnApiRunner", "--shards=2", f"--failed={tmp_path / 'failed.jsonl'}"]
+    flags = [
+        "--runner=FnApiRunner",
+        f"--failed={tmp_path}/failed.jsonl",
+        "--shards=2",
+        "--truncate",
+    ]
 
     def summarize(name, suffix):
         output = f"--output={tmp_path / name}{suffix}"
@@ -250,13 +256,13 @@ def test_the_example_replaces_its_files_and_keeps_what_it_cannot_read(
         names = ["headlines-00000-of-00002.jsonl", "headlines-00001-of-00002.jsonl"]
         assert summarize("headlines", ".jsonl") == names
         rows = {row["id"]: row for row in rows_of(tmp_path, "headlines")}
-        assert len(rows_of(tmp_path, "headlines")) == len(rows) == 6
-        for number, result in enumerate(generator.generate(SHORT[:6])):
-            assert rows[number] == {"id": number, "text": SHORT[number], **result.to_dict()}
+        assert len(rows_of(tmp_path, "headlines")) == len(rows) == 7
+        for number, result in enumerate(generator.generate(texts, truncate=True)):
+            assert rows[number] == {"id": number, "text": texts[number], **result.to_dict()}
         failed = {str(row["text"]): row["error"] for row in rows_of(tmp_path, "failed")}
-        texts = ("{", "", "\ufffd" * 3, lines[6].decode(), "7")
-        assert failed.keys() == {*texts}
-        for text, words in zip(texts, ("JSON object", "", "UTF-8", "Unicode", "7"), strict=True):
+        refused = ("{", "", "\ufffd" * 3, lines[6].decode(), "7")
+        assert failed.keys() == {*refused}
+        for text, words in zip(refused, ("JSON object", "", "UTF-8", "Unicode", "7"), strict=True):
             assert words in failed[text]
         ids = [row.get("id") for row in rows_of(tmp_path, "failed")]
         assert sorted(filter(None, ids)) == [7, 9]
