@@ -34,7 +34,7 @@ from bart_export.bench.serving import (
 )
 from bart_export.bench.serving_overload import OverloadRow, percentile
 from bart_export.config import MAX_BATCH_SIZE
-from bart_export.documents import plain
+from bart_export.documents import Record, dataclass
 from bart_export.errors import ArtifactError
 from bart_export.locations import Location
 from bart_export.progress import plural, stages
@@ -94,8 +94,8 @@ class BatchRow:
     runs: Sequence[float]
 
 
-@dataclasses.dataclass(frozen=True)
-class ServingReport:
+@dataclass(frozen=True)
+class ServingReport(Record):
     """The measurements of an artifact's servers, as `bart-export bench --serve --json` prints them.
 
     `engines` has the search settings of each engine. `ratio` has LiteRT's requests per second
@@ -112,10 +112,6 @@ class ServingReport:
     ratio: Mapping[str, float] | None
     batches: Sequence[BatchRow]
     overload: Sequence[OverloadRow]
-
-    def to_dict(self) -> dict[str, object]:
-        """Return the report as a JSON object."""
-        return {name: plain(value) for name, value in vars(self).items()}
 
     def tables(self) -> Group:
         """Return a table for each list that is not empty."""
