@@ -73,7 +73,7 @@ def test_whatever_is_drafted_the_result_is_greedy_searchs(engine, kind, settings
     expected, usual = generate(engine, **settings)
 
     def draft(lookup):
-        at = len(lookup.texts[1]) + 1
+        at = len(lookup.generated) + 1
         return DRAFTS[kind](expected.token_ids, at)
 
     monkeypatch.setattr(PromptLookup, "draft", draft)
@@ -133,10 +133,11 @@ def test_a_guess_is_at_most_as_long_as_asked():
     assert lookup([5, 9], 3).guess == [13, 21, 8]
 
 
-def test_drafts_begin_once_guesses_are_right_and_end_once_they_are_wrong():
+def test_drafts_grow_with_right_guesses_and_end_with_wrong_ones():
     found = lookup([5, 9])
     assert found.draft() == ()
     found.add(13)
+    assert found.draft() == (21, 8, 8)
     found.add(21)
     assert found.draft() == (8, 8, 30, 2)
     for other in (35, 36, 37, 38):
@@ -145,6 +146,12 @@ def test_drafts_begin_once_guesses_are_right_and_end_once_they_are_wrong():
     found.add(5)
     assert found.guess == [9, 13, 21, 8, 8, 30, 2]
     assert found.draft() == ()
+
+
+def test_a_vocabulary_beyond_unicode_can_be_looked_up():
+    found = PromptLookup([2**30, 2**30 + 1, 5], 10)
+    found.add(2**30)
+    assert found.guess == [2**30 + 1, 5]
 
 
 def test_a_number_of_tokens_out_of_range_is_refused():

@@ -45,8 +45,11 @@ internal class PromptLookup(source: IntArray, private val maxTokens: Int) {
         guess = lookUp()
     }
 
-    /** Returns the guess if it is likely to be right. */
-    fun draft(): IntArray = if (expected >= THRESHOLD) guess.toIntArray() else IntArray(0)
+    /** Returns the part of the guess that is likely to be right. */
+    fun draft(): IntArray {
+        if (expected < THRESHOLD) return IntArray(0)
+        return guess.take(1 + (FACTOR * expected).toInt()).toIntArray()
+    }
 
     /** Returns the tokens that followed an earlier occurrence of the last tokens. */
     private fun lookUp(): List<Int> {
@@ -94,6 +97,7 @@ private class IndexedText {
 /** Lengths of the n-grams that are looked up, in this order. */
 private val LENGTHS = listOf(3, 2, 1)
 
-// The decay of the average, and the average from which drafts pay off.
+// The decay of the average, the average from which drafts pay off, and how much longer they are.
 private const val DECAY = 0.7
 private const val THRESHOLD = 0.45
+private const val FACTOR = 4
