@@ -27,7 +27,7 @@ TOKEN = re.compile(r"(?<=\bBearer )[^\"']+")  # in an error about a header
 
 
 def normalized(location: Location) -> str:
-    """Return a location as a string: a URL, or the path that it is or that a file:// URL names.
+    """Return a location as a string: a URL, or a path; a file:// URL becomes its path.
 
     Schemes become lowercase. A Path has lost a slash of a URL.
     """

@@ -222,7 +222,7 @@ def read_manifest(path: pathlib.Path, place: str = "") -> Manifest:
 
 
 def parse_manifest(text: bytes, place: str) -> Manifest:
-    """Parse a manifest and check its seal and fields, or raise ArtifactError, naming its place."""
+    """Parse a manifest and check its seal and fields; raise ArtifactError if they are invalid."""
     content, fault = None, "it has no format_version"
     try:
         content = documents.parse_json(text)

@@ -282,7 +282,7 @@ def chosen_engines(artifact: Artifact, engines: Sequence[str]) -> list[str]:
     for name in engines or present or TARGETS:
         if name not in present:
             raise ArtifactError(
-                f"{artifact.location} has nothing for the engine {name} to serve. Export it "
+                f"{artifact.location} has no file for the engine {name}. Export it "
                 f"with: bart-export --preset {artifact.manifest.preset} --target {TARGETS[name]}"
             )
     return list(dict.fromkeys(engines or present))

@@ -1,7 +1,7 @@
 """Generation settings from `generation_config.json` or, in older checkpoints, `config.json`.
 
-An active setting that is not implemented is an error, since it would change the output. The file
-that each setting comes from is recorded, so that an export can report it.
+An active setting that is not implemented is an error, because ignoring it would change the output.
+The source file of each setting is recorded for the export's report.
 """
 
 import dataclasses

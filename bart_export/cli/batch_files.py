@@ -143,7 +143,7 @@ def conversion(path: pathlib.Path, ending: str = "") -> str:
 
 
 def bounded_lines(path: pathlib.Path) -> Iterator[bytes]:
-    """Yield the lines of a file, each cut to `LONGEST` + 1 bytes."""
+    """Yield the lines of a file, each truncated to `LONGEST` + 1 bytes."""
     try:
         with standard_input() if str(path) == STANDARD else path.open("rb") as file:
             while line := file.readline(lines.LONGEST + 1):

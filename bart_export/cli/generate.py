@@ -80,7 +80,7 @@ def generation_option(name: str, kind: Value, text: str) -> cli.Decorator:
 @click.option("--stream", is_flag=True, help="Print the text as it is generated.")
 @click.option("--truncate", is_flag=True, help="Truncate texts that are too long, and report it.")
 @click.option(
-    "--allow-empty", is_flag=True, help="Accept empty texts, for which the model makes one up."
+    "--allow-empty", is_flag=True, help="Accept empty texts; the model makes up a result."
 )
 @click.option(
     "--special-tokens",
@@ -125,7 +125,7 @@ def generate(
 ) -> None:
     """Generate from TEXT, from each text of a file, or from standard input as one text.
 
-    Default settings come from the artifact. TensorFlow is not needed.
+    Omitted settings default to the artifact's. TensorFlow is not needed.
 
     With --input, every input line has a result in the same position. The result of a line that
     cannot be processed is an error, and the exit code is then 1. Texts of similar length are

@@ -35,7 +35,7 @@ OPTIONS: tuple[tuple[str, str, Value, str], ...] = (
     ("num_threads", "--threads", THREADS,
      "Threads per worker. Default: depends on the model's size and the machine's cores."),
     ("queue_size", "--queue-size", click.IntRange(min=0),
-     "Calls that may wait besides those that a model runs; further calls are refused."),
+     "Calls that may wait while others run; further calls are refused."),
     ("max_connections", "--max-connections", COUNT,
      "Maximum connections per port; REST closes an idle connection to accept another."),
     ("max_request_bytes", "--max-request-bytes", COUNT,

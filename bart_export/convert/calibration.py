@@ -40,7 +40,7 @@ def calibrate(
 ) -> tuple[Ranges, int]:
     """Run sources through every signature of a float file, dynamic or static.
 
-    `sources` are token ids, cut to the length of each bucket. `num_beams` is for signatures without
+    `sources` are token ids, truncated to each bucket. `num_beams` is for signatures without
     a fixed number; at least 2 beams are used, because a single beam has its own signature.
 
     Returns:
@@ -129,9 +129,9 @@ class TracedModel:
     def start(
         self, token_ids: Sequence[int], num_beams: int, max_length: int
     ) -> tuple[int, Arrays, Arrays]:
-        """Encode a source, padded or cut to the encoder's length, and return the first state."""
+        """Encode a source, padded or truncated to fit the encoder; return the first state."""
         length = self.encoder.sizes.get(contract.SOURCE, len(token_ids))
-        # A cut source keeps its last token, the end token.
+        # A truncated source keeps its last token, the end token.
         kept = [*token_ids[: length - 1], token_ids[-1]] if len(token_ids) > length else token_ids
         padding = [0] * (length - len(kept))
         mask = np.array([[*[1] * len(kept), *padding]], np.int32)

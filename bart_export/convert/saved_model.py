@@ -45,8 +45,8 @@ def write_saved_model(
 ) -> None:
     """Write a SavedModel into a new directory.
 
-    `generation` provides the fixed settings and the defaults of a request's settings. Texts are cut
-    to `encoder_sequence_length` tokens. `dtype` is one of `export.options.DTYPES`.
+    `generation` provides the fixed settings and the defaults of a request's settings. Texts are
+    truncated to `encoder_sequence_length` tokens. `dtype` is one of `export.options.DTYPES`.
     """
     parameters = InferenceParameters(backbone.config, backbone.named_weights().__getitem__)
     module = ServedModule(BatchParameters(parameters), GraphTokenizer(tokenizer), dtype)

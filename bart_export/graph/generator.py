@@ -122,7 +122,7 @@ def row_settings(config: BartConfig, per_row: Tensors) -> RowSettings:
 def fitted_source(
     config: BartConfig, generation: GenerationConfig, token_ids: tf.Tensor, lengths: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return ids (batch, source) cut to the model's positions, and their padding mask.
+    """Return ids (batch, source), truncated to the model's positions, and their padding mask.
 
     A truncated source ends with the end token. An empty source becomes one visible padding token,
     because attention needs at least one key.

@@ -46,7 +46,7 @@ def row_of_line(line: bytes) -> Row:
     line = line.removeprefix(BYTE_ORDER_MARK).removesuffix(b"\n").removesuffix(b"\r")
     if len(line) > LONGEST:
         shown = line[:1000].decode("utf-8", "replace")
-        return {"text": shown, "error": f"The line, cut here, exceeds {LONGEST} bytes."}
+        return {"text": shown, "error": f"The line, truncated here, exceeds {LONGEST} bytes."}
     try:
         return {"text": line.decode("utf-8")}
     except UnicodeDecodeError as error:

@@ -37,8 +37,9 @@ class BartGenerator:
 
     The texts of a batch are decoded together. It adds the columns of a row of `bart-export generate
     --output`: `generated_text`, `score`, `token_ids`, `sequences` (if several are returned),
-    `truncated`, and `error`, which is null unless the text was refused; the others then are. It
-    replaces such columns of the batch, and keeps all others.
+    `truncated`, and `error`. If a text was refused, `error` has the reason and the others are null;
+    otherwise `error` is null. Columns of the batch with these names are replaced, and all others
+    kept.
 
     It is pickled as its arguments; a copy opens the artifact again.
 

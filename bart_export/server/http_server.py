@@ -365,7 +365,7 @@ ERROR_CHARACTERS = 1024
 
 
 def error_answer(error: Exception) -> Response:
-    """Return an error as a JSON response; a long message is cut."""
+    """Return an error as a JSON response; a long message is truncated."""
     if isinstance(error, HTTPException):
         code, message, headers = error.status_code, error.detail, error.headers
     else:

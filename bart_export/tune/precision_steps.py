@@ -1,4 +1,4 @@
-"""The order in which to store layers wider, by the accuracy that each step gains per byte.
+"""The order in which layers get more bits, by the accuracy that each step gains per byte.
 
 A layer's divergence is measured in its narrowest storage, and is assumed to be proportional to the
 squared error of the stored matrix in other storages. On `bart_mini_en` with rounding to nearest,

@@ -74,7 +74,7 @@ class SignaturePair:
         return self.source_length is None or len(trace.source_token_ids) <= self.source_length
 
     def cut(self, trace: Trace) -> Trace:
-        """Return a trace cut to the sizes of the signatures; a source keeps its end token."""
+        """Return a trace truncated to fit the signatures; a source keeps its end token."""
         source, fed = trace.source_token_ids, trace.fed_token_ids
         if self.source_length is not None and not self.fits(trace):
             source = (*source[: self.source_length - 1], source[-1])
