@@ -16,7 +16,14 @@ from bart_export.checkpoints.checkpoint import Checkpoint, without_padding
 from bart_export.checkpoints.generation import StatedSettings
 from bart_export.config import SAMPLING, GenerationConfig
 from bart_export.errors import CheckpointError, PresetError, TokenizerError, did_you_mean, shown
-from bart_export.locations import HUGGING_FACE, KAGGLE, REPOSITORY
+from bart_export.locations import (
+    HUGGING_FACE,
+    KAGGLE,
+    REPOSITORY,
+    is_remote,
+    last_name,
+    normalized,
+)
 from bart_export.presets import PRESETS, Preset
 from bart_export.progress import Stage
 
@@ -41,7 +48,7 @@ UNSTATED = (
 class Source:
     """A checkpoint's origin and its local copy."""
 
-    handle: str  # on its hub, or the directory as typed
+    handle: str  # on its hub, or the name of the directory after ./, since its path is private
     revision: str | None  # the version or commit; None for a directory
     directory: Path
     generation: GenerationConfig | None  # from the registry, for checkpoints without settings
@@ -86,15 +93,15 @@ def find(preset: str) -> Source:
     known = PRESETS.get(preset)
     if known is not None and known.directory is not None:
         return Source(known.handle, None, known.directory, known.generation)
-    handle = preset if known is None else known.handle
+    handle = normalized(preset) if known is None else known.handle
     if kaggle := KAGGLE.fullmatch(handle):
         name = f"kaggle://{kaggle[1]}"
         directory, revision = hubs.fetch_kaggle(*kaggle.groups())
     elif repository := HUGGING_FACE.fullmatch(handle):
         name = f"hf://{repository[1]}"
         directory, revision = hubs.fetch_hugging_face(*repository.groups())
-    elif "://" not in preset and os.path.isdir(preset):
-        return Source(preset, None, Path(preset), None)
+    elif not is_remote(handle) and os.path.isdir(handle):
+        return Source(f"./{last_name(handle)}", None, Path(handle), None)
     else:
         raise PresetError(
             f"Unknown preset {shown(preset)}.{suggestion(preset)} Expected one of "

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import operator
 import os
 import shutil
 import stat
@@ -37,7 +38,7 @@ from bart_export.verify.compare import Cases
 VOCABULARY, MERGES = "tokenizer/vocabulary.json", "tokenizer/merges.txt"
 TOOLS = ("tensorflow", "keras", "ai-edge-litert", "litert-quantizer", "numpy", "tokenizers")
 # An earlier export's files are kept if these fields are equal.
-SAME = ("source", "config", "generation", "encoder_sequence_length", "tokenizer")
+SAME = ("source.weights_sha256", "config", "generation", "encoder_sequence_length", "tokenizer")
 # Targets whose files are always kept, so that a server can roll back to an earlier version.
 KEPT_OVER_SOURCES = (SAVED_MODEL,)
 
@@ -71,7 +72,7 @@ def describe(resolved: ResolvedPreset, tokenizer: BartTokenizer) -> Manifest:
         SAVED_MODEL: contract.saved_model_signatures(),
     }
     return Manifest(
-        preset=resolved.preset,
+        preset=resolved.preset if source.revision else source.handle,
         source=Source(
             source.handle, source.revision, checkpoint.format, weights_digest(checkpoint)
         ),
@@ -117,7 +118,8 @@ def carry_over(
         previous = Artifact.open(draft.target)
         earlier = previous.manifest
         exports = earlier.exports
-        same = all(getattr(earlier, field) == getattr(described, field) for field in SAME)
+        compared = operator.attrgetter(*SAME)
+        same = compared(earlier) == compared(described)
         answers = previous.golden()
         replaced = {folded(name) for name in written}
         files = {

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import yaml
+from conftest import GOLDEN
 from support import made_up_artifacts
 from support.command import refusal
 from support.hub_processes import outcomes, serving, start
@@ -81,7 +82,9 @@ def test_only_the_artifact_and_its_card_are_pushed(pushed, symmetric_artifact):
     files = pushed["hub"].files[NAME]
     for name in symmetric_artifact.manifest.files:
         assert files[name] == (symmetric_artifact.directory / name).read_bytes()
-    assert not any(b"secret" in data for data in files.values())
+    assert symmetric_artifact.manifest.preset == "./bart_tiny_symmetric"
+    private = (b"secret", str(GOLDEN).encode())  # the preset's path
+    assert not any(word in data for data in files.values() for word in private)
 
 
 def test_a_remote_artifact_can_be_pushed_to_a_private_repository(pushed):

@@ -7,6 +7,7 @@ import shutil
 import pytest
 from support import static_builds
 from support.command import printed, python, refusal, run
+from support.golden_cases import preset_of
 from support.judged_models import INT8, Judged, change_an_epsilon, swap_rows, triple_one_scale
 
 from bart_export.artifact import drafts
@@ -26,7 +27,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def tiny(symmetric_artifact):
-    return Judged(symmetric_artifact.manifest.source.handle)
+    return Judged(preset_of(symmetric_artifact))
 
 
 def with_int8(made, content, target):
@@ -62,7 +63,7 @@ def baseline(both, tmp_path_factory):
     """Return the baseline of `--against`."""
     info = ModelInfo.from_artifact(both)
     scratch = tmp_path_factory.mktemp("scratch")
-    preset = both.manifest.preset
+    preset = preset_of(both)
     files = artifact_files(both, {})
     return preset_baseline(both, info, files, preset, {}, scratch, lambda _: None)
 
@@ -100,7 +101,7 @@ def test_the_command_ends_with_exit_code_1_and_one_line(both, tmp_path, texts):
     content = bytearray(both.path(INT8_FILE).read_bytes())
     swap_rows(content)
     wrong = with_int8(both, content, tmp_path / "wrong")
-    result = run("verify", wrong.directory, "--against", both.manifest.preset, "--data", texts)
+    result = run("verify", wrong.directory, "--against", preset_of(both), "--data", texts)
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("Error: 1 of 2 files are outside their tolerance. The first: tflite/dyn")

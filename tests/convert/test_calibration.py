@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from support.golden_cases import preset_of
 
 from bart_export import contract
 from bart_export.artifact.manifest import Calibration
@@ -79,7 +80,7 @@ def test_a_static_build_is_calibrated_bucket_by_bucket(static_artifact):
 
 
 def test_drafts_and_several_sources_are_calibrated_like_single_rows(symmetric_artifact, tmp_path):
-    checkpoint = resolve.read(resolve.find(symmetric_artifact.manifest.preset).directory)
+    checkpoint = resolve.read(resolve.find(preset_of(symmetric_artifact)).directory)
     parameters = InferenceParameters(checkpoint.config, checkpoint.weights.__getitem__)
     positions = checkpoint.config.max_sequence_length
     buckets = contract.static_buckets(checkpoint.config, (8,), positions, (1, 2), 7, (1, 3))

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from safetensors.numpy import load_file
 from support import made_up_artifacts
-from support.golden_cases import GOLDEN
+from support.golden_cases import GOLDEN, preset_of
 
 from bart_export import documents
 from bart_export.artifact import drafts
@@ -33,10 +33,6 @@ def earlier(symmetric_artifact, tmp_path):
     """Return an artifact that a test may export over."""
     shutil.copytree(symmetric_artifact.directory, tmp_path / "made")
     return Artifact.open(tmp_path / "made")
-
-
-def handle(artifact):
-    return artifact.manifest.source.handle
 
 
 def contents(directory):
@@ -85,7 +81,7 @@ def test_exported_files_name_their_recipe_and_runtimes(mini_artifact):
 
 
 def test_the_manifest_describes_the_checkpoint(distilled_artifact):
-    manifest, directory = distilled_artifact.manifest, handle(distilled_artifact)
+    manifest, directory = distilled_artifact.manifest, preset_of(distilled_artifact)
     weights = load_file(f"{directory}/model.safetensors")
     # Hugging Face's position tables have two rows that no position uses.
     unused = sum(2 * array.shape[1] for name, array in weights.items() if "embed_positions" in name)
@@ -140,7 +136,7 @@ def test_golden_answers_hold_text_and_ids_that_agree(mini_artifact):
 
 def test_another_recipe_joins_what_the_same_source_left(earlier):
     inode = earlier.path(FLOAT_FILE).stat().st_ino
-    new = export(handle(earlier), TfliteOptions((INT8,)), earlier.directory)
+    new = export(preset_of(earlier), TfliteOptions((INT8,)), earlier.directory)
     assert set(new.files("tflite")) == {FLOAT_FILE, INT8_FILE}
     assert new.path(FLOAT_FILE, rehash=True).stat().st_ino == inode
     rows = {row.file: row for row in new.manifest.verification}
@@ -151,7 +147,7 @@ def test_another_recipe_joins_what_the_same_source_left(earlier):
 
 
 def test_an_artifact_of_another_source_is_replaced_whole(earlier, distilled_artifact):
-    new = export(handle(distilled_artifact), TfliteOptions((INT8,)), earlier.directory)
+    new = export(preset_of(distilled_artifact), TfliteOptions((INT8,)), earlier.directory)
     assert set(new.files("tflite")) == {INT8_FILE}
     assert not (new.directory / FLOAT_FILE).exists()
     assert new.config == distilled_artifact.config
@@ -184,7 +180,15 @@ def test_nothing_of_a_damaged_artifact_is_kept(small, name):
 
 @pytest.mark.parametrize("field", SAME)
 def test_nothing_is_kept_of_an_artifact_that_differs(small, field):
-    assert carried(small, **{field: "another"})[0] == set()
+    name, _, inner = field.partition(".")
+    value = getattr(small.manifest, name)
+    changed = dataclasses.replace(value, **{inner: "1" * 64}) if inner else "another"
+    assert carried(small, **{name: changed})[0] == set()
+
+
+def test_the_place_of_the_weights_makes_no_difference(small):
+    moved = dataclasses.replace(small.manifest.source, handle="./moved")
+    assert carried(small, source=moved)[0] == {"tflite/a", "tflite/b"}
 
 
 def test_a_file_that_is_written_anew_is_not_carried_over(earlier):
@@ -200,7 +204,7 @@ def export_fails(earlier, error, match):
     """Export over an artifact, which must fail and leave everything as it was."""
     before = contents(earlier.directory)
     with pytest.raises(error, match=match):
-        export(handle(earlier), TfliteOptions((FLOAT32,)), earlier.directory)
+        export(preset_of(earlier), TfliteOptions((FLOAT32,)), earlier.directory)
     assert contents(earlier.directory) == before
     assert list(earlier.directory.parent.iterdir()) == [earlier.directory]
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from support.golden_cases import preset_of
 from support.made_up_artifacts import whole
 
 from bart_export.artifact.artifact import Artifact
@@ -66,7 +67,7 @@ def test_killed_at_a_stage_the_previous_artifact_stays(symmetric_artifact, tmp_p
     shutil.copytree(symmetric_artifact.directory, target)
     before = (target / "manifest.json").read_bytes()
     stages = ["convert the graph", "verify tflite/float32.tflite", "commit the artifact"]
-    preset = symmetric_artifact.manifest.source.handle
+    preset = preset_of(symmetric_artifact)
     draft = run("-c", KILL_AT_EVERY_STAGE, preset, target, json.dumps(stages)).strip()
     assert (target / "manifest.json").read_bytes() == before
     whole(target)

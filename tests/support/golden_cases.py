@@ -24,6 +24,12 @@ TIMES = 16
 COPIES = 8
 
 
+def preset_of(artifact):
+    """Return the preset of a test's artifact; a manifest names a directory without its path."""
+    preset = artifact.manifest.preset
+    return str(GOLDEN / preset) if preset.startswith("./") else preset
+
+
 @functools.cache
 def sensitivity(name):
     """Return the largest change of each output of `forward.npz`, (rows, 1, 1), if weights change.

@@ -23,6 +23,7 @@ from bart_export.artifact import drafts
 from bart_export.artifact.artifact import Artifact
 from bart_export.artifact.figures import Answer
 from support import made_up_artifacts
+from support.golden_cases import preset_of
 from support.made_up_artifacts import check_neighbours, whole
 
 VERSIONS = [{"a": b"old" * 999, "t/b": b"old"}, {"a": b"new" * 777, "t/c": b"new"}]
@@ -120,7 +121,7 @@ def kill_exports(target, recorded, step):
     """End exports over an artifact that has files of earlier ones, and one that somebody edited."""
     from bart_export.checkpoints.resolve import ResolvedPreset
 
-    resolved = ResolvedPreset(recorded.manifest.source.handle, None)
+    resolved = ResolvedPreset(preset_of(recorded), None)
     export = functools.partial(play_back(recorded).export_resolved, resolved, output=target)
     for file in FILES:
         export(file)

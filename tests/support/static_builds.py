@@ -11,11 +11,12 @@ from bart_export.convert.quantize import quantize
 from bart_export.export.tflite_target import file_entry, file_name
 from bart_export.graph.parameters import InferenceParameters
 from bart_export.recipes.table import RECIPES
+from support.golden_cases import preset_of
 
 
 def add(made, shapes, recipes, target):
     """Commit and open an artifact with the files of `made` and static builds."""
-    checkpoint = resolve.read(resolve.find(made.manifest.preset).directory)
+    checkpoint = resolve.read(resolve.find(preset_of(made)).directory)
     parameters = InferenceParameters(checkpoint.config, checkpoint.weights.__getitem__)
     with drafts.draft(target) as draft:
         (draft.directory / "tflite").mkdir()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from support.golden_cases import preset_of
 
 from bart_export.checkpoints import resolve
 from bart_export.checkpoints.weight_names import layer_names
@@ -36,7 +37,7 @@ def traces_of(config, lengths=(7, 5, 9)):
 
 
 def backbone_of(artifact):
-    preset = resolve.find(artifact.manifest.source.handle)
+    preset = resolve.find(preset_of(artifact))
     return BartBackbone.from_checkpoint(resolve.read(preset.directory))
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from support.command import PROGRAM, python, run
+from support.golden_cases import preset_of
 
 from bart_export.cli.tune import recipe_name
 from bart_export.errors import ConfigurationError
@@ -21,7 +22,7 @@ BUDGET = 0.5  # nats: int8 keeps it and int4 does not
 
 @pytest.fixture(scope="module")
 def tiny(symmetric_artifact):
-    return symmetric_artifact.manifest.source.handle
+    return preset_of(symmetric_artifact)
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,10 @@ import pytest
 
 @pytest.fixture(scope="session")
 def tiny(symmetric_artifact):
+    from support.golden_cases import preset_of
     from support.judged_models import Judged
 
-    return Judged(symmetric_artifact.manifest.source.handle)
+    return Judged(preset_of(symmetric_artifact))
 
 
 @pytest.fixture(scope="session")
