@@ -20,8 +20,8 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 
-if __name__ == "__main__":  # before Beam, which warns of packages that are not needed
-    logging.getLogger().setLevel(logging.ERROR)
+if __name__ == "__main__":  # before Beam, which warns of packages, and logs tracebacks as errors
+    logging.getLogger().setLevel(logging.CRITICAL)
 
 import apache_beam as beam
 import pyarrow
@@ -29,11 +29,11 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from bart_export.artifact.artifact import Artifact
-from bart_export.errors import BartExportError, InputError, one_line
+from bart_export.errors import InputError
 from bart_export.locations import redacted
 from bart_export.runtime.lines import row_of_line, row_of_object
 from bart_export.runtime.results import Row
-from bart_export.scale import place_of
+from bart_export.scale import place_of, reason_of
 from bart_export.scale.beam import BartModelHandler, error_rows, result_row
 
 QUIET = ["--default_sdk_harness_log_level=ERROR"]
@@ -53,29 +53,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the pipeline."""
     parser, own, flags = parse(arguments)
     try:
-        Artifact.open(own.artifact)  # an error of a worker has many lines
-        pipeline = beam.Pipeline(options=PipelineOptions([*QUIET, *flags]))
-        lines = pipeline | beam.io.ReadFromText(own.input, coder=beam.coders.BytesCoder())
-    except (BartExportError, OSError, ValueError) as error:
-        parser.exit(2, f"Error: {one_line(error)}\n")
-
-    with pipeline:
-        rows, unusable = (
-            lines
-            | beam.Map(row_of, READERS[suffix_of(own.input)])
-            | beam.Partition(lambda row, _: int("error" in row), 2)
-        )
-        predictions, dead = (
-            rows
-            | beam.Reshuffle()  # spreads the texts of a file over all workers
-            | RunInference(
-                BartModelHandler(own.artifact), inference_args={"truncate": own.truncate}
-            ).with_exception_handling(exc_class=InputError)
-        )
-        write(predictions | beam.Map(result_row), own.output, own.shards)
-        letters = (dead.failed_inferences, *dead.failed_postprocessing) | beam.Flatten()
-        failed = (unusable, letters | beam.FlatMap(error_rows)) | "Failed" >> beam.Flatten()
-        write(failed, own.failed, 1)
+        Artifact.open(own.artifact)  # before workers start
+        with beam.Pipeline(options=PipelineOptions([*QUIET, *flags])) as pipeline:
+            lines = pipeline | beam.io.ReadFromText(own.input, coder=beam.coders.BytesCoder())
+            rows, unusable = (
+                lines
+                | beam.Map(row_of, READERS[suffix_of(own.input)])
+                | beam.Partition(lambda row, _: int("error" in row), 2)
+            )
+            predictions, dead = (
+                rows
+                | beam.Reshuffle()  # spreads the texts of a file over all workers
+                | RunInference(
+                    BartModelHandler(own.artifact), inference_args={"truncate": own.truncate}
+                ).with_exception_handling(exc_class=InputError)
+            )
+            write(predictions | beam.Map(result_row), own.output, own.shards)
+            letters = (dead.failed_inferences, *dead.failed_postprocessing) | beam.Flatten()
+            failed = (unusable, letters | beam.FlatMap(error_rows)) | "Failed" >> beam.Flatten()
+            write(failed, own.failed, 1)
+    except KeyboardInterrupt:
+        parser.exit(130, "Interrupted.\n")
+    except Exception as error:  # of any library and any process
+        parser.exit(2, f"Error: {reason_of(error)}\n")
 
 
 def parse(

@@ -1,11 +1,12 @@
 """Adapters of the runtime for engines that run on many machines."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bart_export.config import LARGEST_SIZE, GenerationConfig, require
-from bart_export.errors import BartExportError, ConfigurationError, InputError
+from bart_export.errors import BartExportError, ConfigurationError, InputError, printable
 from bart_export.locations import is_remote, normalized, redacted_url
 from bart_export.runtime.generator import Generator
 from bart_export.runtime.results import Result
@@ -14,12 +15,22 @@ from bart_export.runtime.results import Result
 # as busy as 9 sources, in a third of the memory.
 MEMORY_BUDGET = 40 << 20
 FLAGS = ("truncate", "allow_empty", "special_tokens")  # of `Generator.generate`, besides settings
+LONGEST_REASON = 1000  # characters
+# The last line of a traceback. Ray's own errors are about the error of a worker before them.
+REASON = re.compile(r"^(?!ray\.)(?:(?:\w+\.)*[A-Z]\w*: )+(.+)", re.MULTILINE)
 
 
 def place_of(location: str) -> str:
     """Return a location such that the names of one place are equal: an absolute path or a URL."""
     path = normalized(location)
     return redacted_url(path).rstrip("/") if is_remote(path) else os.path.realpath(path)
+
+
+def reason_of(error: Exception) -> str:
+    """Return why a job failed, as one line: a worker's error has a traceback as its message."""
+    reasons = REASON.findall(str(error))
+    line = reasons[-1] if reasons else " ".join(str(error).split())
+    return printable(line, LONGEST_REASON) or type(error).__name__
 
 
 def check_parameters(parameters: Any) -> None:

@@ -301,6 +301,22 @@ def test_the_example_refuses_what_it_or_beam_would_ignore(
     assert said in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("options", [[], ["--direct_running_mode=multi_threading"]])
+def test_the_example_says_in_one_line_why_its_pipeline_failed(
+    example, location, capsys, tmp_path, options
+):
+    (tmp_path / "x.txt").write_text("A text.\n")
+    (tmp_path / "file").touch()
+    output = tmp_path / "file/o.jsonl"
+    given = [f"--input={tmp_path}/x.txt", f"--output={output}", f"--failed={tmp_path}/f.jsonl"]
+    with pytest.raises(SystemExit, match="2"):
+        example.main([location, *given, "--runner=FnApiRunner", *options])
+    *before, line = capsys.readouterr().err.splitlines()
+    assert not before or options  # a thread of a worker prints a traceback
+    assert line.startswith("Error: [Errno ")
+    assert str(output.parent) in line
+
+
 def test_the_example_opens_the_artifact_before_it_starts_workers(example, capsys, tmp_path):
     with pytest.raises(SystemExit, match="2"):
         example.main([str(tmp_path), "--input=x.txt", "--output=o.jsonl", "--failed=f.jsonl"])
