@@ -9,15 +9,19 @@ settings, and the ids that are done; they are in memory, so numbers are better t
 
 import logging
 import os
+import re
+import socket
 import sys
 
 import click
 
 from bart_export.cli import COUNT, THREADS
-from bart_export.errors import BartExportError, import_extra
+from bart_export.errors import import_extra, one_line
 from bart_export.locations import redacted
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send statistics to its developers
+
+SECONDS = 10  # to connect to a cluster
 
 
 def location(path: str) -> str:
@@ -62,8 +66,15 @@ def main(
     from ray.data.checkpoint import CheckpointConfig
 
     from bart_export.scale.ray import BartGenerator
-    from bart_export.scale.ray_files import check_places, job_settings, open_checkpoint, open_rows
+    from bart_export.scale.ray_files import (
+        PARQUET,
+        check_places,
+        job_settings,
+        open_checkpoint,
+        open_rows,
+    )
 
+    reach(address or "")
     check_places(source, output)
     given = {name: value for name, value in parameters.items() if value is not None}
     settings = job_settings(artifact, **given)
@@ -75,16 +86,19 @@ def main(
     # On this machine, declare two more CPUs than the workers have: Ray starts them first, and
     # without CPUs left the tasks that read and write would wait forever.
     cpus = None if address else workers * threads + 2
-    ray.init(address, num_cpus=cpus, logging_level=logging.WARNING)
+    # Ray's files of logs have the tracebacks of errors, and what workers print.
+    ray.init(address, num_cpus=cpus, logging_level=logging.WARNING, log_to_driver=False)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.addFilter(lambda record: record.levelno < logging.ERROR)
     context = DataContext.get_current()
     context.max_consecutive_actor_init_deaths = 3  # by default, a worker killed early ends the job
     context.checkpoint_config = CheckpointConfig(
         "id", ids, override_filesystem=filesystem, delete_checkpoint_on_success=False
     )
-    parquet = texts.format.default_extname == "parquet"
-    read = ray.data.read_parquet if parquet else ray.data.read_json
-    dataset = read(texts.files, filesystem=texts.filesystem, file_extensions=None)
+    read = ray.data.read_parquet if texts.format == PARQUET else ray.data.read_json
+    dataset = read(texts.files, **texts.options)
     dataset.repartition(target_num_rows_per_block=rows).map_batches(
         BartGenerator,
         fn_constructor_kwargs={"location": artifact, **given},
@@ -102,9 +116,34 @@ def main(
     )
 
 
-if __name__ == "__main__":
+def reach(address: str) -> None:
+    """Raise ClickException if a cluster's HOST:PORT is unreachable; Ray would try without end."""
+    if found := re.fullmatch(r"\[?([^/]+?)\]?:(\d{1,5})", address):
+        try:
+            socket.create_connection((found[1], int(found[2])), SECONDS).close()
+        except (OSError, OverflowError, UnicodeError) as error:
+            raise click.ClickException(
+                f"{address} cannot be reached: {one_line(error)}."
+            ) from error
+
+
+def run() -> int:
+    """Run the command, and return its exit code."""
     try:
-        main()
-    except (BartExportError, ConnectionError) as error:  # the latter of a cluster
-        click.echo(f"Error: {redacted(str(error))}", err=True)
-        sys.exit(2)
+        main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+    except click.Abort:
+        click.echo("Interrupted.", err=True)
+        return 130
+    except Exception as error:  # of any library and any process
+        from bart_export.scale import reason_of
+
+        click.echo(f"Error: {reason_of(error)}", err=True)
+    else:
+        return 0
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -14,11 +14,14 @@ can open, such as s3://bucket/texts.
 """
 
 import bisect
+import concurrent.futures
 import contextlib
+import dataclasses
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from bart_export.artifact.artifact import Artifact
 from bart_export.documents import Json, parse_json
@@ -31,20 +34,22 @@ from bart_export.scale import place_of
 try:
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.dataset as pd
+    import pyarrow.parquet as pq
     from pyarrow import json as pj
-    from pyarrow.fs import FileSelector, FileSystem, FileType
+    from pyarrow.fs import FileSelector, FileSystem, FileType, SubTreeFileSystem
 except ImportError:
     raise MissingExtra("A job of Ray Data", "pyarrow", "ray") from None
 
 ID, TEXT = "id", "text"
-PARQUET = "parquet"
-ROWS = re.compile(r"\.((?:jsonl|ndjson|json)(?:\.(?:gz|br|zst|lz4))?|parquet)$", re.IGNORECASE)
+PARQUET, JSON_LINES = "parquet", "json"
+ID_KINDS = {pa.int64(): "integers", pa.string(): "strings"}
+# Arrow detects compression by these suffixes, and not by .GZ.
+ROWS = re.compile(r"\.((?i:jsonl|ndjson|json)(?:\.(?:gz|zst|lz4))?|(?i:parquet))$")
 HIDDEN = re.compile(r"/[._]")
 BLOCK = 1 << 22  # bytes of JSON that are parsed together; no row may be longer
 BLANK = b" \t\r\n\xef\xbb\xbf"  # the last three are a byte order mark
 SETTINGS_LIMIT = 1 << 16  # bytes
-CHECKPOINT = ".checkpoint"
+CHECKPOINT, IDS = ".checkpoint", "ids"
 PENDING = ".pending"  # Ray's mark of ids whose rows are perhaps not written
 
 
@@ -72,17 +77,40 @@ def job_settings(location: Location, **parameters: Any) -> dict[str, Json]:
     return {"model": model.sha256, **settings.to_dict()}
 
 
-def open_rows(source: str) -> pd.FileSystemDataset | None:
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Files with rows in one format, and the types that all of them are read with."""
+
+    files: list[str]
+    filesystem: FileSystem
+    format: str  # PARQUET or JSON_LINES
+    schema: pa.Schema
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of Ray's `read_parquet` or `read_json`, according to the format.
+
+        Without them, Ray infers types from each file, and adds columns for directories like id=9.
+        """
+        where = {"filesystem": self.filesystem, "file_extensions": None, "partitioning": None}
+        if self.format == PARQUET:
+            return {**where, "schema": self.schema}
+        return {**where, "parse_options": pj.ParseOptions(explicit_schema=self.schema)}
+
+
+def open_rows(source: str) -> Rows | None:
     """Open the JSON Lines or Parquet files of a source; return None if they have no rows.
 
     A source is a file, or a directory, of which the files in one of these formats are read, except
     hidden ones, whose names or directories begin with "." or "_". Each row needs a text, and an id
-    that no other row has.
+    that no other row has. A column whose types differ has one that includes them, such as int64 for
+    int32 and int64.
 
     Raises:
         InputError: if the source does not exist, or has no such files, or files of both formats, or
             one that cannot be read, or strings of JSON that are not UTF-8; if ids are null,
-            duplicate, or neither integers nor strings; if texts are not strings.
+            duplicate, or neither integers of 64 bits nor strings; if texts are not strings; if no
+            type includes those of a column.
     """
     with one_line_errors(source):
         filesystem, path = FileSystem.from_uri(source)
@@ -95,41 +123,99 @@ def open_rows(source: str) -> pd.FileSystemDataset | None:
             file for file in each if file.is_file and not HIDDEN.search(file.path[len(path) :])
         ]
         readable = [(file, match[1].lower()) for file in files if (match := ROWS.search(file.path))]
-        if len({suffix == PARQUET for _, suffix in readable}) != 1:
+        formats = {PARQUET if suffix == PARQUET else JSON_LINES for _, suffix in readable}
+        if len(formats) != 1:
             names = [file.base_name for file in files] or "no file"
             raise InputError(
                 f"{source} must be JSON Lines (.jsonl) or .parquet, or a directory with files of "
                 f"one of these formats, received {shown(names)}."
             )
-        options = pj.ReadOptions(block_size=BLOCK)
+        (kind,) = formats
+        read = functools.partial(READERS[kind], filesystem)
         paths = sorted(file.path for file, _ in readable if file.size != 0)
-        kind = PARQUET
-        if readable[0][1] != PARQUET:
-            kind = pd.JsonFileFormat(read_options=options)
-            paths = [path for path in paths if has_rows(filesystem, path)]
-        if not paths:
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            parts = [part for file in pool.map(read, paths) for part in file if len(part.ids)]
+        if not parts:
             return None
-        rows = pd.dataset(paths, filesystem=filesystem, format=kind)
-        check_columns(source, rows.schema)
-        return rows if check_ids(source, ids_of(rows)) else None
+        schema = pa.unify_schemas([part.schema for part in parts], promote_options="permissive")
+        check_columns(source, schema)
+        check_ids(source, [part.ids.cast(schema.field(ID).type) for part in parts])
+        return Rows(list(dict.fromkeys(part.path for part in parts)), filesystem, kind, schema)
 
 
-def has_rows(filesystem: FileSystem, path: str) -> bool:
-    """Return whether a file of JSON Lines has a row; raise InputError if the first does not end.
+class Part(NamedTuple):
+    """Some rows of a file: the types of their columns, and their ids."""
 
-    Without rows, Arrow's reader raises an error; if its first block of bytes has no line break, it
-    returns nulls.
-    """
-    with filesystem.open_input_stream(path) as file:
-        while block := file.read(BLOCK):
-            if row := block.lstrip(BLANK):
-                if b"\n" not in row:
-                    raise InputError(
-                        f"The first row of {path} must end with a line break, and be shorter than "
-                        f"{BLOCK} bytes."
-                    )
-                return True
-    return False
+    path: str
+    schema: pa.Schema
+    ids: pa.ChunkedArray
+
+
+def parquet_parts(filesystem: FileSystem, path: str) -> list[Part]:
+    """Return a Parquet file as a part."""
+    with one_line_errors(path), pq.ParquetFile(path, filesystem=filesystem) as file:
+        return [part_of(path, file.schema_arrow, file.read([ID]))]
+
+
+def json_parts(filesystem: FileSystem, path: str) -> list[Part]:
+    """Return the blocks of JSON Lines as parts, after a check that their strings are UTF-8."""
+    parts, options = [], pj.ReadOptions(block_size=2 * BLOCK)
+    with one_line_errors(path), filesystem.open_input_stream(path) as file:
+        for block in blocks_of(path, file):
+            rows = pj.read_json(pa.BufferReader(block), options)
+            schema = pa.schema(as_written(pa.struct(rows.schema)))
+            if schema != rows.schema:
+                explicit = pj.ParseOptions(explicit_schema=schema)
+                rows = pj.read_json(pa.BufferReader(block), options, explicit)
+            rows.validate(full=True)
+            parts.append(part_of(path, schema, rows))
+    return parts
+
+
+READERS = {PARQUET: parquet_parts, JSON_LINES: json_parts}
+
+
+def blocks_of(path: str, file: pa.NativeFile) -> Iterator[bytes]:
+    """Yield the lines of a file, about `BLOCK` bytes at a time, unless they are blank."""
+    rest = b""
+    while read := file.read(BLOCK):
+        lines, _, rest = (rest + read).rpartition(b"\n")
+        if len(rest) > BLOCK:
+            raise InputError(f"Each row of {path} must be shorter than {BLOCK} bytes.")
+        if lines.lstrip(BLANK):
+            yield lines
+    if rest.lstrip(BLANK):
+        yield rest
+
+
+def part_of(path: str, schema: pa.Schema, rows: pa.Table) -> Part:
+    """Return a part with integers of one type, and strings of one type, as ids and texts."""
+    fields = [
+        field.with_type(plain_type(field.type)) if field.name in (ID, TEXT) else field
+        for field in schema
+    ]
+    ids = rows[ID] if ID in rows.schema.names else pa.chunked_array([pa.nulls(len(rows))])
+    return Part(path, pa.schema(fields), ids)
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type for all integers or strings, or else the same type."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_integer(kind):
+        return pa.int64()
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return pa.string() if any(is_text(kind) for is_text in texts) else kind
+
+
+def as_written(kind: pa.DataType) -> pa.DataType:
+    """Return a type of JSON without timestamps, as which Arrow reads strings that are dates."""
+    if pa.types.is_temporal(kind):
+        return pa.string()
+    if pa.types.is_list(kind):
+        return pa.list_(as_written(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(as_written(field.type)) for field in kind])
+    return kind
 
 
 def check_columns(source: str, schema: pa.Schema) -> None:
@@ -139,38 +225,16 @@ def check_columns(source: str, schema: pa.Schema) -> None:
             f"The rows of {source} must have {ID!r} and {TEXT!r}, received {shown(schema.names)}."
         )
     kinds = [schema.field(name).type for name in (ID, TEXT)]
-    if id_kind(schema) is None or not is_text(kinds[1]):
-        dates = any(map(pa.types.is_temporal, kinds))
-        hint = " Arrow reads strings of JSON that are all dates as timestamps." if dates else ""
+    if kinds[0] not in ID_KINDS or kinds[1] != pa.string():
         raise InputError(
-            f"The rows of {source} must have integers or strings as {ID!r}, and strings as "
-            f"{TEXT!r}, received {kinds[0]} and {kinds[1]}.{hint}"
+            f"The rows of {source} must have integers of 64 bits or strings as {ID!r}, and strings "
+            f"as {TEXT!r}, received {kinds[0]} and {kinds[1]}."
         )
 
 
-def is_text(kind: pa.DataType) -> bool:
-    """Return whether a type is that of strings."""
-    return kind in (pa.string(), pa.large_string())
-
-
-def id_kind(schema: pa.Schema) -> str | None:
-    """Return the kind of ids, or None if they cannot be ids."""
-    kind = schema.field(ID).type
-    return "integers" if pa.types.is_integer(kind) else "strings" if is_text(kind) else None
-
-
-def ids_of(rows: pd.Dataset) -> pa.ChunkedArray:
-    """Return the ids of all rows; of JSON, check that strings are UTF-8, as its reader does not."""
-    parquet = rows.format.default_extname == PARQUET
-    ids = []
-    for batch in rows.to_batches(columns=[ID] if parquet else None):
-        batch.validate(full=True)
-        ids.append(batch.column(ID))
-    return pa.chunked_array(ids, rows.schema.field(ID).type)
-
-
-def check_ids(source: str, ids: pa.ChunkedArray) -> int:
-    """Return the number of ids, or raise InputError if one is null or duplicate."""
+def check_ids(source: str, parts: list[pa.ChunkedArray]) -> None:
+    """Raise InputError if an id is null or duplicate."""
+    ids = pa.chunked_array([chunk for part in parts for chunk in part.chunks])
     if ids.null_count:
         number = pc.index(ids.is_null(), True).as_py() + 1
         raise InputError(f"Each row of {source} must have an id, but row {number} has none.")
@@ -180,27 +244,26 @@ def check_ids(source: str, ids: pa.ChunkedArray) -> int:
             f"Ids must be unique, but {value['counts']} rows of {source} have the id "
             f"{shown(value['values'])}."
         )
-    return len(ids)
 
 
 def open_checkpoint(
-    output: str, rows: pd.FileSystemDataset, settings: Mapping[str, Json]
+    output: str, rows: Rows, settings: Mapping[str, Json]
 ) -> tuple[str, FileSystem]:
-    """Return the directory in OUTPUT.checkpoint for the ids that are done, and its file system.
+    """Return the directory for the ids that are done, and the file system of OUTPUT.checkpoint.
 
-    It is a path on that file system, because Ray would not parse the query of a URL. The settings
-    are stored beside it, and compared at the next run.
+    Of a longer path, Ray would read a directory such as id=9 as the id of all rows, and not parse
+    a URL's query. The settings are stored beside the ids, and compared at the next run.
 
     Raises:
         InputError: if the output was begun with other settings or another kind of ids, or if it has
             not exactly the files that its checkpoint lists.
     """
-    given = {**settings, ID: id_kind(rows.schema)}
+    given = {**settings, ID: ID_KINDS[rows.schema.field(ID).type]}
     with one_line_errors(output):
         filesystem, path = FileSystem.from_uri(output)
         path = path.rstrip("/")
         checkpoint = f"{path}{CHECKPOINT}"
-        ids, record = f"{checkpoint}/ids", f"{checkpoint}/settings.json"
+        ids, record = f"{checkpoint}/{IDS}", f"{checkpoint}/settings.json"
         over = f"delete {output} and {checkpoint} to start over"
         begun = names_in(filesystem, ids)
         check_files(output, filesystem, path, begun)
@@ -220,7 +283,7 @@ def open_checkpoint(
         filesystem.create_dir(checkpoint, recursive=True)
         with filesystem.open_output_stream(record) as file:
             file.write(json.dumps(given).encode())
-    return ids, filesystem
+    return IDS, SubTreeFileSystem(checkpoint, filesystem)
 
 
 def check_files(output: str, filesystem: FileSystem, path: str, begun: list[str]) -> None:
@@ -269,9 +332,12 @@ def read_settings(filesystem: FileSystem, path: str) -> dict[str, Json] | None:
 
 @contextlib.contextmanager
 def one_line_errors(place: str) -> Iterator[None]:
-    """Raise InputError for errors of pyarrow's readers and file systems."""
+    """Raise InputError for errors of pyarrow's readers and file systems.
+
+    A name that a schema has twice is a KeyError.
+    """
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, KeyError, UnicodeError, pa.ArrowException) as error:
         reason = " ".join(str(error).split()).rpartition("file?: ")[2]
         raise InputError(f"{place} cannot be used: {printable(reason, 300)}") from error

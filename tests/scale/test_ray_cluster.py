@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support import ray_nodes
@@ -68,9 +69,10 @@ def expected(mini_artifact, source):
 @pytest.fixture
 def place(mini_artifact, tmp_path):
     """Return a directory beside `artifacts/bart_mini_en`."""
-    (tmp_path / "artifacts").mkdir()
-    (tmp_path / "artifacts" / "bart_mini_en").symlink_to(mini_artifact.directory)
-    return tmp_path
+    place = tmp_path / "id=9"  # Ray must not take it for the id of all rows
+    (place / "artifacts").mkdir(parents=True)
+    (place / "artifacts" / "bart_mini_en").symlink_to(mini_artifact.directory)
+    return place
 
 
 @contextlib.contextmanager
@@ -161,20 +163,42 @@ def test_each_id_is_there_once_whatever_is_killed(mini_artifact, source, expecte
     assert printed == f"{output}: {COUNT} texts, 2 of them refused; see their error.\n"
 
 
-def test_on_this_machine_a_second_run_adds_nothing(place, source, expected):
+def test_on_this_machine_a_second_run_adds_only_new_rows(place, source, expected):
     (line,) = (line for line in command_lines(SCALE) if "ray_summarize" in line)
     _, script, *arguments = shlex.split(line)
     assert ROOT / script == EXAMPLE
-    few = source.read_text("utf-8").splitlines(keepends=True)[:100]
-    (place / "texts.jsonl").write_text("".join(few), "utf-8")
+    few = source.read_text("utf-8").splitlines(keepends=True)[:101]
     output = place / "headlines"
-    for named in (output, f"file://{output}/?a=b"):  # one place
+    for named, count in ((output, 100), (f"file://{output}/?a=b", 101)):  # one place
+        (place / "texts.jsonl").write_text("".join(few[:count]).strip(), "utf-8")
         with summarizing(*arguments[:-1], str(named), cwd=place) as process:
             printed, log = ended(process)
         shown = str(named).removesuffix("?a=b")
-        assert printed == f"{shown}: 100 texts, 1 of them refused; see their error.\n"
+        assert printed == f"{shown}: {count} texts, 1 of them refused; see their error.\n"
         assert not re.findall("INFO|Traceback|DeprecationWarning", log), log
-    assert answers(output) == {number: expected[number] for number in range(100)}
+    assert answers(output) == {number: expected[number] for number in range(101)}
+
+
+def test_what_ends_a_job_is_one_line(mini_artifact, source, tmp_path):
+    """Of which a worker's error has no traceback, and an unreachable cluster is not waited for."""
+    start, types = functools.partial(summarizing, mini_artifact.directory), tmp_path / "types"
+    types.mkdir()
+    for name, others in (("a", [2**60 + 1]), ("b", [0.5])):  # no float64 is the first
+        table = pa.table([[name], ["A text."], others], ["id", "text", "o"])
+        pq.write_table(table, types / f"{name}.parquet")
+    reasons = {"": "Error: Integer value 11", "[::1]:9": "Error: [::1]:9 cannot be reached"}
+    for address, reason in reasons.items():
+        with start(types, tmp_path / "failed", address=address) as process:
+            assert process.wait(SECONDS) == 2
+            log = content(process.log)
+        assert "Traceback" not in log
+        assert log.splitlines()[-1].startswith(reason)
+    output = tmp_path / "interrupted"
+    with start(source, output) as process:
+        wait_for_files(output, 1, process)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(SECONDS) == 130
+        assert content(process.log).splitlines()[-1] == "Interrupted."
 
 
 def test_the_python_of_the_guide_prints_a_headline_and_a_reason(place):
