@@ -18,6 +18,7 @@ import argparse
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Sequence
 
 if __name__ == "__main__":  # before Beam, which warns of packages, and logs tracebacks as errors
@@ -25,6 +26,7 @@ if __name__ == "__main__":  # before Beam, which warns of packages, and logs tra
 
 import apache_beam as beam
 import pyarrow
+from apache_beam.io.filesystem import FileSystem
 from apache_beam.ml.inference.base import RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -105,6 +107,12 @@ def parse(
         parser.error("--output and --failed must name different files, received the same")
     if own.shards < 1:
         parser.error(f"--shards must be at least 1, received {own.shards}")
+    pattern = FileSystem.translate_pattern(place_of(own.input))
+    for name, shards in (("output", own.shards), ("failed", 1)):
+        prefix, suffix = os.path.splitext(place_of(getattr(own, name)))
+        if re.match(pattern, f"{prefix}-00000-of-{shards:05}{suffix}"):  # and read by the next run
+            received = redacted(own.input)
+            parser.error(f"--input must not match the files of --{name}, received {received}")
     return parser, own, flags
 
 

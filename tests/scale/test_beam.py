@@ -283,6 +283,8 @@ def test_the_example_replaces_its_files_and_keeps_what_it_cannot_read(
         (["--output=o.csv"], "--output must end in .jsonl or .parquet"),
         (["--failed=./x/../o.JSONL"], "--output and --failed must name different files"),
         (["--failed=s3://key:secret@x/o?token=a"], "or .parquet, received s3://x/o"),
+        (["--input=[a-z]*.jsonl", "--shards=3"], "must not match the files of --output"),
+        (["--input=./f-00000-of-00001.jsonl"], "must not match the files of --failed"),
         (["--shards=0"], "error: --shards must be at least 1, received 0"),
         (["--shard=s3://key:secret@x"], "unknown arguments: --shard=s3://x"),
         (["--shard=2", "--runner=FnApiRunner"], "unknown arguments: --shard=2"),
