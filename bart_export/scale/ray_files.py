@@ -18,6 +18,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -48,6 +49,8 @@ ROWS = re.compile(r"\.((?i:jsonl|ndjson|json)(?:\.(?:gz|zst|lz4))?|(?i:parquet))
 HIDDEN = re.compile(r"/[._]")
 BLOCK = 1 << 22  # bytes of JSON that are parsed together; no row may be longer
 BLANK = b" \t\r\n\xef\xbb\xbf"  # the last three are a byte order mark
+DEEPEST = 500  # Arrow's reader ends the process with a segmentation fault at some thousands
+NO_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[^\[\]{}"]+', re.DOTALL)  # strings, and anything else
 SETTINGS_LIMIT = 1 << 16  # bytes
 CHECKPOINT, IDS = ".checkpoint", "ids"
 PENDING = ".pending"  # Ray's mark of ids whose rows are perhaps not written
@@ -162,6 +165,10 @@ def json_parts(filesystem: FileSystem, path: str) -> list[Part]:
     parts, options = [], pj.ReadOptions(block_size=2 * BLOCK)
     with one_line_errors(path), filesystem.open_input_stream(path) as file:
         for block in blocks_of(path, file):
+            if any(map(is_deep, block.splitlines())):
+                raise InputError(
+                    f"Lists and objects of {path} must be nested {DEEPEST} times at most."
+                )
             rows = pj.read_json(pa.BufferReader(block), options)
             schema = pa.schema(as_written(pa.struct(rows.schema)))
             if schema != rows.schema:
@@ -186,6 +193,14 @@ def blocks_of(path: str, file: pa.NativeFile) -> Iterator[bytes]:
             yield lines
     if rest.lstrip(BLANK):
         yield rest
+
+
+def is_deep(line: bytes) -> bool:
+    """Return whether a line of JSON is nested more than `DEEPEST` times."""
+    if line.count(b"[") + line.count(b"{") <= DEEPEST:
+        return False
+    steps = (1 if bracket in b"[{" else -1 for bracket in NO_BRACKET.sub(b"", line))
+    return max(itertools.accumulate(steps), default=0) > DEEPEST
 
 
 def part_of(path: str, schema: pa.Schema, rows: pa.Table) -> Part:

@@ -27,6 +27,7 @@ WRONG = {
     "not UTF-8": (b'{"id": 1, "text": "a"}\n{"id": 2, "text": "\xff"}', "Invalid UTF8"),
     "another column": (b'{"id": 1, "text": "a", "o": "\xff"}\n', "Invalid UTF8"),
     "a long row": (b'{"id": 1, "text": "%s"}\n' % (b"a" * 2 * BLOCK), "be shorter than 4194304"),
+    "a deep row": (b'{"id": 1, "text": "a", "o": %s' % (b"[" * 100_000), "nested 500 times"),
     "not JSON": (b'{"id": 1, "text": "a"}\nnot', "JSON parse error"),
     "an array": (b'[{"id": 1, "text": "a"}]\n', "JSON parse error"),
     "a name twice": (b'{"id": 1, "id": 2, "text": "a"}\n', "was specified twice"),
@@ -132,6 +133,8 @@ def test_types_of_json_do_not_depend_on_the_first_rows(tmp_path):
     path.write_bytes(lines([*dates, {**other, "o": 1}]))
     with pytest.raises(InputError, match="from object to number"):
         open_rows(str(path))
+    path.write_bytes(lines([{"id": 1, "text": '["\\' * 1000, "o": [{}] * 1000}]))
+    assert open_rows(str(path)).schema.names == ["id", "text", "o"]
     path.write_bytes(b'{"id": 1, "text": "2026-01-01"}')
     assert open_rows(str(path)).schema == pa.schema({"id": pa.int64(), "text": pa.string()})
 
