@@ -109,11 +109,13 @@ def main(
     ).write_parquet(output)
 
     results = pyarrow.dataset.dataset(output)
+    if (count := results.count_rows()) < texts.count:  # Ray has missed a Parquet file named a?b
+        raise click.ClickException(
+            f"{redacted(output)} has {count} of {texts.count} texts: rename files whose names have "
+            "special characters, and run the same command again."
+        )
     refused = results.count_rows(filter=pyarrow.dataset.field("error").is_valid())
-    click.echo(
-        f"{redacted(output)}: {results.count_rows()} texts, {refused} of them refused; see their "
-        "error."
-    )
+    click.echo(f"{redacted(output)}: {count} texts, {refused} of them refused; see their error.")
 
 
 def reach(address: str) -> None:

@@ -88,6 +88,7 @@ class Rows:
     filesystem: FileSystem
     format: str  # PARQUET or JSON_LINES
     schema: pa.Schema
+    count: int  # of rows
 
     @property
     def options(self) -> dict[str, Any]:
@@ -122,13 +123,15 @@ def open_rows(source: str) -> Rows | None:
             raise InputError(f"{source} does not exist: give a file, or a directory with files.")
         inside = FileSelector(path, recursive=True)
         each = filesystem.get_file_info(inside) if found.type == FileType.Directory else [found]
-        files = [
+        visible = [
             file for file in each if file.is_file and not HIDDEN.search(file.path[len(path) :])
         ]
-        readable = [(file, match[1].lower()) for file in files if (match := ROWS.search(file.path))]
+        readable = [
+            (file, match[1].lower()) for file in visible if (match := ROWS.search(file.path))
+        ]
         formats = {PARQUET if suffix == PARQUET else JSON_LINES for _, suffix in readable}
         if len(formats) != 1:
-            names = [file.base_name for file in files] or "no file"
+            names = [file.base_name for file in visible] or "no file"
             raise InputError(
                 f"{source} must be JSON Lines (.jsonl) or .parquet, or a directory with files of "
                 f"one of these formats, received {shown(names)}."
@@ -143,7 +146,8 @@ def open_rows(source: str) -> Rows | None:
         schema = pa.unify_schemas([part.schema for part in parts], promote_options="permissive")
         check_columns(source, schema)
         check_ids(source, [part.ids.cast(schema.field(ID).type) for part in parts])
-        return Rows(list(dict.fromkeys(part.path for part in parts)), filesystem, kind, schema)
+        files = list(dict.fromkeys(part.path for part in parts))
+        return Rows(files, filesystem, kind, schema, sum(len(part.ids) for part in parts))
 
 
 class Part(NamedTuple):

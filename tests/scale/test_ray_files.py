@@ -101,6 +101,7 @@ def test_every_file_is_read_with_one_type_for_each_column(tmp_path):
     assert rows.schema == pa.schema(types)
     assert rows.options["schema"] == rows.schema
     assert rows.options["partitioning"] is None
+    assert rows.count == 6
     assert [path[-9:] for path in rows.files] == ["a.parquet", "b.parquet", "c.parquet"]
     for ids, words in (([2**63], "not in range"), (["a"], "int64 vs string"), ([5], "5")):
         ids = pa.array(ids, pa.uint64() if ids == [2**63] else None)
