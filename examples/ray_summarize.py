@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import sys
+from typing import Any
 
 import click
 
@@ -43,6 +44,7 @@ def location(path: str) -> str:
 )  # fmt: skip
 @click.option("--num-beams", type=int, help="Number of beams; 1 is greedy search.")
 @click.option("--max-length", type=int, help="Maximum number of tokens.")
+@click.option("--truncate", is_flag=True, help="Truncate texts that are too long.")
 @click.option("--address", envvar="RAY_ADDRESS", help="A Ray cluster; default: this machine.")
 def main(
     artifact: str,
@@ -52,7 +54,7 @@ def main(
     threads: int,
     rows: int,
     address: str | None,
-    **parameters: int | None,
+    **parameters: Any,
 ) -> None:
     """Generate from the rows of SOURCE (JSON Lines, or .parquet) with ARTIFACT into OUTPUT.
 

@@ -66,7 +66,7 @@ def check_places(source: str, output: str) -> None:
         )
 
 
-def job_settings(location: Location, **parameters: Any) -> dict[str, Json]:
+def job_settings(location: Location, truncate: bool = False, **parameters: Any) -> dict[str, Json]:
     """Return what decides the results of a job: the model of an artifact, and all settings.
 
     Raises:
@@ -77,7 +77,7 @@ def job_settings(location: Location, **parameters: Any) -> dict[str, Json]:
     artifact = Artifact.open(location)
     settings = call_settings(artifact.generation, artifact.config, **parameters)
     model = artifact.manifest.files[choose_file(artifact, None, None)]
-    return {"model": model.sha256, **settings.to_dict()}
+    return {"model": model.sha256, "truncate": truncate, **settings.to_dict()}
 
 
 @dataclasses.dataclass(frozen=True)
