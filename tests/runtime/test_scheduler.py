@@ -259,14 +259,14 @@ def test_another_source_does_not_cut_off_accepted_drafts(engine, alone, monkeypa
     ((expected, score),) = alone(source_ids, generation)
 
     def draft(lookup):
-        at = len(lookup.texts[1]) + 1
+        at = len(lookup.generated) + 1
         return expected[at : at + 8] if at > 11 else ()
 
     monkeypatch.setattr(PromptLookup, "draft", draft)
     drafted = dataclasses.replace(generation, prompt_lookup_num_tokens=8)
     scheduler = Scheduler(engine)
     task = scheduler.submit(Task(source_ids, drafted, streams=True))
-    while len(task.tokens) < 16:  # the positions of the first size of the caches
+    while len(task.tokens) < 16 and not task.ended:  # the positions of the first size of the caches
         scheduler.step()
     scheduler.submit(Task([5, 6], SETTINGS[0]))
     finish(scheduler)
