@@ -142,7 +142,7 @@ class BartModelHandler(ModelHandler[Element, PredictionResult, Generator]):
         return METRICS
 
 
-def text_of(element: Element) -> Any:
+def text_of(element: Element) -> object:
     """Return an element's text, or None if it has none."""
     return element.get("text") if isinstance(element, Mapping) else element
 
