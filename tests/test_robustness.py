@@ -14,19 +14,12 @@ import pytest
 from support import made_up_artifacts
 from support.command import COMMAND, printed, refusal, run
 from support.edited_checkpoints import copy, edit_json, edit_tensors
+from support.made_up_artifacts import contents
 from support.mounts import run_on_mount
 
 import bart_export
 
 MINI = Path(bart_export.__file__).parent / "assets/bart_mini_en"
-
-
-def contents(directory):
-    return {
-        str(path.relative_to(directory)): path.read_bytes() if path.is_file() else None
-        for path in directory.rglob("*")
-        if ".cache" not in path.parts
-    }
 
 
 def one_line(text):

@@ -5,28 +5,16 @@ import os
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from support import made_up_artifacts
 from support.made_up_artifacts import FILES, flip, names
 from support.mounts import run_on_mount
 
-from bart_export.artifact import artifact, drafts
+from bart_export.artifact import drafts
 from bart_export.artifact.artifact import Artifact
 from bart_export.errors import ArtifactError
-
-
-def edit_manifest(directory, change):
-    """Rewrite the manifest's text and return its path."""
-    path = directory / "manifest.json"
-    path.write_bytes(change(path.read_bytes()))
-    return path
-
-
-def reseal(text):
-    """Give a changed manifest the hash that it should have, as another version would."""
-    unsealed = re.sub(rb'(?<="manifest_sha256": ")[0-9a-f]{64}', b"0" * 64, text)
-    return artifact.seal(unsealed)
 
 
 def test_a_committed_artifact_is_read_back_and_leaves_nothing_beside_it(made, tmp_path):
@@ -38,57 +26,37 @@ def test_a_committed_artifact_is_read_back_and_leaves_nothing_beside_it(made, tm
     assert made.files("saved_model") == {}
 
 
-# What a manifest may suffer, and words of the line that says so.
+EDITED = "edited or damaged after the export"
+# What changes a manifest's text, without a new hash, and words of the error.
 DAMAGE = {
-    "a digit changed": (lambda text: text.replace(b'"bytes": 5000', b'"bytes": 5001'), "edited"),
-    "a space added": (lambda text: text + b" ", "edited"),
-    "the seal changed": (
-        lambda text: re.sub(rb'(?<=sha256": ")[0-9a-f]{64}', b"f" * 64, text, count=1),
-        "edited",
+    "a digit changed": (lambda text: text.replace(b'"bytes": 5000', b'"bytes": 5001'), EDITED),
+    "a space added": (lambda text: text + b" ", EDITED),
+    "the hash changed": (
+        lambda text: re.sub(rb'(?<=sha256": ")[0-9a-f]{64}', b"f" * 64, text, count=1), EDITED,
     ),
-    "the seal gone": (lambda text: re.sub(rb' "manifest_sha256": "\w+",\n', b"", text), "edited"),
-    "cut in half": (
-        lambda text: text[: len(text) // 2],
-        "must be the JSON of a manifest, received",
-    ),
+    "the hash gone": (lambda text: re.sub(rb' "manifest_sha256": "\w+",\n', b"", text), EDITED),
+    "cut in half": (lambda text: text[: len(text) // 2], "must be the JSON of a manifest"),
     "emptied": (lambda text: b"", 'received "" (Expecting value'),
     "not text": (lambda text: b"\xff\xfe" + text, "must be the JSON of a manifest"),
     "a list": (lambda text: b"[]", "it has no format_version"),
     "newer": (
-        lambda text: reseal(text.replace(b'"format_version": 1', b'"format_version": 2')),
+        lambda text: text.replace(b'"format_version": 1', b'"format_version": 2'),
         "format_version 1, received 2",
     ),
-    "a field missing": (
-        lambda text: reseal(text.replace(b' "parameter_count": 1,\n', b"")),
-        "lacks parameter_count",
-    ),
-    "a field of another type": (
-        lambda text: reseal(text.replace(b'"parameter_count": 1', b'"parameter_count": "1"')),
-        "parameter_count must be a whole number from 1",
-    ),
-    "a configuration no BART has": (
-        lambda text: reseal(text.replace(b'"num_heads": 1', b'"num_heads": 3')),
-        "hidden_dim must be divisible",
-    ),
-    "a generation setting nobody knows": (
-        lambda text: reseal(text.replace(b'"min_length"', b'"min_lengths"')),
-        "Unknown parameter",
-    ),
-}
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_manifest_is_refused_by_name(made, damage):
-    change, words = DAMAGE[damage]
-    before = (made.directory / "manifest.json").read_bytes()
-    path = edit_manifest(made.directory, change)
+@pytest.mark.parametrize(("change", "words"), DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_manifest_is_refused_by_name(made, change, words):
+    path = made.directory / "manifest.json"
+    before = path.read_bytes()
+    path.write_bytes(change(before))
     assert path.read_bytes() != before
     with pytest.raises(ArtifactError) as error:
         Artifact.open(made.directory)
-    assert words in str(error.value)
-    assert str(path) in str(error.value)
-    assert re.search("[Ee]xport (it|the artifact) again", str(error.value))
-    assert "\n" not in str(error.value)
+    line = str(error.value)
+    assert words in line and str(path) in line and "\n" not in line
+    assert re.search("[Ee]xport (it|the artifact) again", line)
 
 
 def test_places_without_artifact_are_told_apart(tmp_path):
@@ -138,7 +106,17 @@ def test_a_file_hashed_for_one_manifest_is_hashed_again_for_another(made):
         other.path("tflite/a.tflite")
 
 
-def test_an_artifact_takes_the_place_of_another_whole(made, tmp_path):
+EXCHANGES = {
+    "by an exchange": drafts.EXCHANGES,
+    "by two renames": {},
+    # What an old file system refuses: a flag that it does not know.
+    "by two renames after EINVAL": {sys.platform: (*drafts.EXCHANGES["linux"][:2], 1 << 20)},
+}
+
+
+@pytest.mark.parametrize("exchanges", EXCHANGES.values(), ids=EXCHANGES)
+def test_an_artifact_takes_the_place_of_another_whole(made, tmp_path, monkeypatch, exchanges):
+    monkeypatch.setattr(drafts, "EXCHANGES", exchanges)
     inode = made.directory.stat().st_ino
     made.path("tflite/a.tflite")
     new = made_up_artifacts.write(made.directory, {"tflite/b.tflite": b"second"})
@@ -146,15 +124,6 @@ def test_an_artifact_takes_the_place_of_another_whole(made, tmp_path):
     assert names(new.directory) == ["manifest.json", "tflite"]
     assert names(new.directory / "tflite") == ["b.tflite"]
     assert new.directory.stat().st_ino != inode
-
-
-# An unknown flag is what an old file system sees: EINVAL.
-@pytest.mark.parametrize("call", [None, (*drafts.EXCHANGES["linux"][:2], 1 << 20)])
-def test_where_directories_cannot_be_exchanged_two_renames_do(made, tmp_path, monkeypatch, call):
-    monkeypatch.setattr(drafts, "EXCHANGES", {} if call is None else {sys.platform: call})
-    new = made_up_artifacts.write(made.directory, {"tflite/b.tflite": b"second"})
-    assert names(tmp_path) == ["made"]
-    assert names(new.directory / "tflite") == ["b.tflite"]
 
 
 def test_a_draft_that_fails_leaves_the_artifact_and_nothing_else(made, tmp_path):
@@ -209,12 +178,8 @@ def refused(target):
     [
         ("", "mine", "place is a file"),
         ("letters", "mine", "is not empty and has no manifest.json"),
-        # A web application's or an extension's manifest is none of ours.
-        (
-            "manifest.json",
-            '{"name": "mine", "manifest_version": 3}',
-            "is not empty and has no manifest.json",
-        ),
+        # Of a web application or an extension.
+        ("manifest.json", '{"manifest_version": 3}', "is not empty and has no manifest.json"),
     ],
 )
 def test_what_is_no_artifact_is_not_replaced(tmp_path, name, content, words):
@@ -226,19 +191,14 @@ def test_what_is_no_artifact_is_not_replaced(tmp_path, name, content, words):
 
 
 def test_the_current_directory_is_not_pulled_away(made, monkeypatch):
-    monkeypatch.chdir(made.directory / "tflite")
-    assert "current directory" in refused(made.directory)
-    monkeypatch.chdir(made.directory)
-    with (
-        pytest.raises(ArtifactError, match="current directory"),
-        drafts.draft(type(made.directory)(".")),
-    ):
-        pytest.fail("a draft was made")
+    for current, target in ((made.directory / "tflite", made.directory), (made.directory, ".")):
+        monkeypatch.chdir(current)
+        assert "current directory" in refused(Path(target))
     assert Artifact.open(made.directory)
 
 
 def test_a_damaged_artifact_may_be_replaced(made):
-    edit_manifest(made.directory, DAMAGE["a digit changed"][0])
+    (made.directory / "manifest.json").write_bytes(b'{"manifest_sha256": ')
     (made.directory / "golden.json").unlink()
     new = made_up_artifacts.write(made.directory, FILES)
     assert new.path("golden.json")
@@ -264,8 +224,8 @@ def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path, there):
     assert names(tmp_path) == ["disk", "link"]
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
-    nowhere = type(tmp_path)("/proc/self/fdinfo")  # nobody, root included, makes a file there
+def test_a_place_that_cannot_be_written_is_named():
+    nowhere = Path("/proc/self/fdinfo")  # nobody, root included, makes a file there
     if not nowhere.is_dir():
         pytest.skip("needs a /proc")
     line = refused(nowhere / "made")
@@ -277,7 +237,6 @@ WRITE = f"""
 import pathlib, sys
 sys.path.insert(0, {os.path.dirname(os.path.dirname(__file__))!r})
 from support import made_up_artifacts
-from support.made_up_artifacts import FILES, flip, names
 from bart_export.errors import ArtifactError
 target = pathlib.Path(sys.argv[1])
 written = made_up_artifacts.write(target, {{"a": b"small"}}) if sys.argv[2] == "first" else None

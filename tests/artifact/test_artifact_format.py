@@ -7,17 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from support.made_up_artifacts import flip
 
 from bart_export.artifact import artifact
 
 DOCUMENT = (Path(__file__).parents[2] / "artifacts" / "README.md").read_text(encoding="utf-8")
 READER = re.search(r"^```python\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL).group(1)
-
-
-@pytest.fixture
-def copied(mini_artifact, tmp_path):
-    return Path(shutil.copytree(mini_artifact.directory, tmp_path / "artifact"))
 
 
 def read(directory):
@@ -27,12 +22,10 @@ def read(directory):
     return (run.stdout + run.stderr).strip()
 
 
-def test_the_reader_of_the_document_finds_modified_files(copied):
+def test_the_reader_of_the_document_finds_modified_files(mini_artifact, tmp_path):
+    copied = shutil.copytree(mini_artifact.directory, tmp_path / "artifact")
     assert read(copied) == "complete"
-    file = copied / "tflite" / "float32.tflite"
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
+    flip(copied / "tflite/float32.tflite")
     assert read(copied) == "tflite/float32.tflite was modified"
     manifest = copied / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"num_beams": 4', '"num_beams": 5'))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support import made_up_artifacts
 from support.command import printed, run
+from support.made_up_artifacts import contents
 
 from bart_export.artifact import bundle
 from bart_export.artifact.artifact import Artifact
@@ -47,15 +48,6 @@ def earlier(exported, tmp_path):
     """Return a bundle that a test may replace."""
     shutil.copytree(exported[2].directory, tmp_path / "bart")
     return tmp_path / "bart"
-
-
-def contents(directory):
-    """Return the bytes of every file, by its path, but for what readers keep."""
-    return {
-        path.relative_to(directory).as_posix(): path.read_bytes()
-        for path in directory.rglob("*")
-        if path.is_file() and ".cache" not in path.parts
-    }
 
 
 def test_a_bundle_has_what_an_app_needs_and_nothing_else(exported):

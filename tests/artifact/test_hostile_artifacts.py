@@ -45,11 +45,6 @@ def seconds():
     signal.alarm(0)
 
 
-@pytest.fixture
-def made(tmp_path):
-    return made_up_artifacts.write(tmp_path / "made", FILES)
-
-
 READERS = [("generate", "A text."), ("verify",), ("inspect",), ("bench",), ("serve",)]
 readers = pytest.mark.parametrize("command", READERS, ids=lambda command: command[0])
 

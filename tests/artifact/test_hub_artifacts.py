@@ -1,7 +1,7 @@
 """Artifacts on the Hugging Face Hub: the real client against a loopback server."""
 
+import functools
 import hashlib
-import json
 import os
 import shutil
 import signal
@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from support import made_up_artifacts
-from support.hub_processes import outcomes, serving, start
+from support.hub_processes import open_artifact, outcomes, outcomes_of, serving, start
 from support.hub_server import COMMIT, LARGE, Hub
+from support.made_up_artifacts import contents, flip, make_directory
 
 from bart_export.artifact import artifact as artifacts
 from bart_export.artifact import hub_client
@@ -22,21 +23,12 @@ CONTENT = bytes(range(256)) * (LARGE // 128)
 FAULTS = ("breaks", "damaged", "gated", "forbidden", "private", "expired", "outside", "long")
 
 
-def files_of(directory):
-    """Return the content of an artifact's files by name."""
-    return {
-        path.relative_to(directory).as_posix(): path.read_bytes()
-        for path in directory.rglob("*")
-        if path.is_file()
-    }
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """The files of an artifact."""
     place = tmp_path_factory.mktemp("made") / "artifact"
     made_up_artifacts.write(place, {FILE: CONTENT, OTHER: b"other"})
-    return files_of(place)
+    return contents(place)
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +36,10 @@ def newer(tmp_path_factory):
     """The files of the same artifact after another export."""
     place = tmp_path_factory.mktemp("made") / "artifact"
     made_up_artifacts.write(place, {FILE: CONTENT[::-1], OTHER: b"another"})
-    return files_of(place)
+    return contents(place)
 
 
-def opened(requests, home, **settings):
-    """Open artifacts in one process; return the outcomes."""
-    found, printed = outcomes(
-        start("open_artifacts.py", json.dumps(requests), home=home, **settings)
-    )
-    assert len(found) == len(requests)
-    assert printed == ""
-    return found
+opened = functools.partial(outcomes_of, open_artifact)
 
 
 def sha256(content):
@@ -154,16 +139,10 @@ def test_a_warm_cache_works_offline(done, tmp_path):
         assert "Cannot reach Hugging Face for hf://org/" in outcome["line"]
 
 
-def make_directory(path):
-    """Replace a file by a directory that is not empty."""
-    path.unlink()
-    (path / "inside").mkdir(parents=True)
-
-
 @pytest.mark.parametrize(
     ("damage", "name", "said"),
     [
-        (lambda path: made_up_artifacts.flip(path.resolve()), FILE, "different content"),
+        (lambda path: flip(path.resolve()), FILE, "different content"),
         (make_directory, FILE, "it is not a regular file"),
         (lambda path: make_directory(path.resolve()), FILE, "it is not a regular file"),
         (make_directory, "manifest.json", "it is not a regular file"),
@@ -195,38 +174,36 @@ def test_a_push_in_between_does_not_mix_two_artifacts(files, newer, tmp_path):
     assert after["files"] == {FILE: sha256(CONTENT[::-1]), OTHER: sha256(b"another")}
 
 
-def test_files_are_those_of_the_commit_of_the_manifest(files, newer, tmp_path, monkeypatch):
+def test_files_are_those_of_the_commit_of_the_manifest(files, newer, tmp_path):
     """A push between the manifest and the files, both fetched by one process."""
     hub = Hub(files={"org/moving": dict(files)}, faults={"org/moving": "stalls"})
     with serving(hub) as address:
-        request = json.dumps([["hf://org/moving", [FILE, OTHER]]])
-        process = start("open_artifacts.py", request, home=tmp_path, HF_ENDPOINT=address)
+        request = ["hf://org/moving", [FILE, OTHER]]
+        process = start(open_artifact, [request], tmp_path, HF_ENDPOINT=address)
         assert hub.stalled.wait(60)
         hub.write("org/moving", newer)
         hub.resume.set()
-        ((outcome,), _) = outcomes(process)
+        (outcome,) = outcomes(process)
     assert outcome["files"] == {FILE: sha256(CONTENT), OTHER: sha256(b"other")}
 
 
 def test_two_processes_download_a_file_once(files, tmp_path):
     hub = Hub(files={"org/shared": files})
-    request = json.dumps([["hf://org/shared", [FILE]]])
+    request = ["hf://org/shared", [FILE]]
     with serving(hub) as address:
-        both = [
-            start("open_artifacts.py", request, home=tmp_path, HF_ENDPOINT=address)
-            for _ in range(2)
-        ]
-        found = [outcomes(process)[0] for process in both]
-    assert found[0] == found[1]
+        both = [start(open_artifact, [request], tmp_path, HF_ENDPOINT=address) for _ in range(2)]
+        first, second = map(outcomes, both)
+    assert first == second
+    assert first[0]["files"] == {FILE: sha256(CONTENT)}
     assert hub.fetched.count(("org/shared", FILE)) == 1
 
 
 def test_a_killed_download_leaves_nothing_that_is_used(files, tmp_path):
     hub = Hub(files={"org/killed": files}, faults={"org/killed": "stalls"})
-    request = json.dumps([["hf://org/killed", [FILE]]])
+    requests = [["hf://org/killed", [FILE]]]
     with serving(hub) as address:
         settings = {"home": tmp_path, "HF_ENDPOINT": address}
-        process = start("open_artifacts.py", request, **settings)
+        process = start(open_artifact, requests, **settings)
         assert hub.stalled.wait(60)
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait(60) == -signal.SIGKILL
@@ -234,7 +211,7 @@ def test_a_killed_download_leaves_nothing_that_is_used(files, tmp_path):
         hub.resume.set()
         snapshot = tmp_path / "hf/hub/models--org--killed/snapshots" / COMMIT
         assert not (snapshot / FILE).exists()
-        (outcome,) = opened(json.loads(request), **settings)
+        (outcome,) = opened(requests, **settings)
     assert outcome["files"] == {FILE: sha256(CONTENT)}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support import made_up_artifacts
+from support.made_up_artifacts import CONFIG
 
 from bart_export.artifact.artifact import Artifact
 from bart_export.artifact.figures import FileVerification, SavedModelVerification
@@ -17,8 +18,10 @@ from bart_export.artifact.manifest import (
     TfliteEntry,
 )
 from bart_export.documents import parse_json
+from bart_export.errors import ArtifactError
 
 OLD = Path(__file__).parents[1] / "data" / "artifacts" / "first" / "manifest.json"
+DIGEST = "0" * 64
 ARTIFACTS = ["symmetric_artifact", "static_artifact", "saved_model_artifact"]
 
 
@@ -63,12 +66,11 @@ def test_what_nobody_declared_stays_where_it_was(symmetric_artifact):
 
 
 def made(**changes):
-    """Return a made-up manifest's fields, some of them changed."""
-    files = {"a": FileEntry(5, "0" * 64)}
-    return {**made_up_artifacts.manifest(files).to_dict(), **changes}
+    """Return a made-up manifest's fields, some of them changed or, if `...`, removed."""
+    fields = made_up_artifacts.manifest({"a": FileEntry(5, DIGEST)}).to_dict() | changes
+    return {name: value for name, value in fields.items() if value is not ...}
 
 
-DIGEST = "0" * 64
 TFLITE = {"bytes": 1, "sha256": DIGEST, **made_up_artifacts.EXPORTED, "layers": []}
 
 
@@ -79,6 +81,10 @@ def entry(**changes):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"parameter_count": ...}, "lacks parameter_count"),
+        ({"parameter_count": "1"}, "parameter_count must be a whole number from 1"),
+        ({"generation": {"min_lengths": 1}}, "Unknown parameter"),
+        ({"config": {**CONFIG.to_dict(), "num_heads": 3}}, "hidden_dim must be divisible"),
         ({"exports": 0}, "exports must be a whole number from 1 to 2^53, received 0"),
         ({"notes": None}, "notes must be a list, received null"),
         ({"source": {}}, "source lacks handle"),
@@ -94,23 +100,16 @@ def entry(**changes):
         ({"verification": [{"file": "a", "top1": 2}]}, "verification[0] lacks logits"),
         ({"measurements": {}}, "measurements must be a list, received {}"),
         ({"encoder_sequence_length": 5000}, "must be at most max_sequence_length, 1024, received"),
-        (
-            {"tokenizer": {"vocabulary": "a", "merges": "b"}},
-            "names of files in the manifest, ",
-        ),
+        ({"tokenizer": {"vocabulary": "a", "merges": "b"}}, "names of files in the manifest, "),
     ],
 )
-def test_what_is_wrong_with_a_foreign_manifest_is_said_in_one_line(changes, words):
-    with pytest.raises(ValueError) as error:
-        Manifest.from_dict(made(**changes))
-    assert words in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("value", [None, [], 3, "x"])
-def test_what_is_no_object_is_no_manifest(value):
-    with pytest.raises(ValueError, match="must be an object"):
-        Manifest.from_dict(value)
+def test_what_is_wrong_with_a_foreign_manifest_is_said_in_one_line(tmp_path, changes, words):
+    made_up_artifacts.seal(tmp_path, made(**changes))
+    with pytest.raises(ArtifactError) as error:
+        Artifact.open(tmp_path)
+    line = str(error.value)
+    assert line.startswith(f"{tmp_path}/manifest.json is damaged: ") and line.endswith("again.")
+    assert words in line and "\n" not in line
 
 
 def test_a_record_is_a_frozen_dataclass():

@@ -12,7 +12,8 @@ import fsspec
 import pytest
 from support import made_up_artifacts
 from support.command import printed, refusal
-from support.hub_processes import outcomes, start
+from support.hub_processes import open_artifact, outcomes_of, start
+from support.made_up_artifacts import contents, flip, make_directory
 
 from bart_export.artifact import remote, stamps
 from bart_export.artifact.artifact import MANIFEST_LIMIT, Artifact
@@ -40,9 +41,8 @@ class Bucket:
 
     def put(self, directory):
         """Upload a directory."""
-        for path in directory.rglob("*"):
-            if path.is_file() and ".cache" not in path.parts:
-                self.write(path.relative_to(directory).as_posix(), path.read_bytes())
+        for name, content in contents(directory).items():
+            self.write(name, content)
 
 
 @pytest.fixture
@@ -60,11 +60,7 @@ def remote_one(bucket, tmp_path):
 
 def fetched(artifact):
     """Return the names of the files in the cache."""
-    return {
-        path.relative_to(artifact.directory).as_posix()
-        for path in artifact.directory.rglob("*")
-        if path.is_file()
-    }
+    return set(contents(artifact.directory))
 
 
 def test_a_file_is_fetched_when_it_is_asked_for(remote_one):
@@ -122,19 +118,13 @@ def test_a_damaged_download_is_deleted(remote_one, content, said):
     assert artifact.path(FILE).read_bytes() == CONTENTS[FILE]
 
 
-def make_directory(path):
-    """Replace a file by a directory that is not empty."""
-    path.unlink()
-    (path / "inside").mkdir(parents=True)
-
-
 def make_loop(path):
     """Replace a file by a link to itself."""
     path.unlink()
     path.symlink_to(path)
 
 
-@pytest.mark.parametrize("damage", [made_up_artifacts.flip, make_directory])
+@pytest.mark.parametrize("damage", [flip, make_directory])
 def test_a_file_that_was_damaged_in_the_cache_is_fetched_again(remote_one, damage):
     artifact = Artifact.open(remote_one.url)
     damage(artifact.path(FILE))
@@ -169,7 +159,7 @@ def test_a_manifest_that_is_none_is_not_kept(remote_one, content, said):
 def test_a_manifest_in_the_cache_is_that_of_the_location(remote_one, tmp_path):
     artifact = Artifact.open(remote_one.url)
     cached = artifact.directory / "manifest.json"
-    for damage in (made_up_artifacts.flip, make_directory, make_loop):
+    for damage in (flip, make_directory, make_loop):
         damage(cached)
         assert Artifact.open(remote_one.url).manifest == artifact.manifest
         assert Artifact.open(artifact.directory).manifest == artifact.manifest
@@ -289,8 +279,7 @@ def test_threads_fetch_a_file_once(remote_one, monkeypatch):
 def test_a_killed_download_leaves_nothing_that_is_used(tmp_path):
     content = CONTENTS[FILE] * 1000
     made = made_up_artifacts.write(tmp_path / "made", {FILE: content})
-    request = json.dumps([[f"stalling://{made.directory}", [FILE]]])
-    process = start("open_artifacts.py", request, home=tmp_path)
+    process = start(open_artifact, [[f"stalling://{made.directory}", [FILE]]], tmp_path)
     cache, parts = tmp_path / "cache/bart-export/artifacts", []
     while not any(path.stat().st_size for path in parts):
         assert process.poll() is None
@@ -300,8 +289,8 @@ def test_a_killed_download_leaves_nothing_that_is_used(tmp_path):
     assert process.wait(60) == -signal.SIGKILL
     process.communicate()
     assert not list(cache.glob("*/tflite/*"))
-    request = json.dumps([[f"simplecache::file://{made.directory}", [FILE]]])  # the same manifest
-    ((outcome,), _) = outcomes(start("open_artifacts.py", request, home=tmp_path))
+    request = [f"simplecache::file://{made.directory}", [FILE]]  # the same manifest
+    (outcome,) = outcomes_of(open_artifact, [request], tmp_path)
     assert Path(outcome["directory"], FILE).read_bytes() == content
     assert not parts[0].exists()
 
@@ -323,9 +312,7 @@ def test_a_generator_fetches_the_files_that_it_needs(model, mini_artifact):
         assert generator.generate(TEXT).token_ids == there
     needed = {"manifest.json", "tflite/dynamic_wi8_afp32.tflite"}
     tokenizer = mini_artifact.manifest.tokenizer
-    opened = fetched(Artifact.open(model.url))
-    cached = {name for name in opened if name.startswith(".cache/")}
-    assert opened - cached == needed | {tokenizer.vocabulary, tokenizer.merges}
+    assert fetched(Artifact.open(model.url)) == needed | {tokenizer.vocabulary, tokenizer.merges}
 
 
 def test_commands_take_the_url_of_an_artifact(model, mini_artifact):

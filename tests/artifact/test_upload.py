@@ -12,7 +12,7 @@ import yaml
 from conftest import GOLDEN
 from support import made_up_artifacts
 from support.command import refusal
-from support.hub_processes import outcomes, serving, start
+from support.hub_processes import outcomes_of, run_command, serving
 from support.hub_server import READER, WRITER, Hub
 
 from bart_export.artifact.figures import FileVerification, RougeLoss, TextFile
@@ -56,12 +56,8 @@ def pushed(symmetric_artifact, tmp_path_factory):
             "carded": (writer, ["push", str(carded), "me/carded"]),
             "name": (writer, ["push", local, "me/bart--large"]),
         }
-        process = start(
-            "run_commands.py", json.dumps(list(commands.values())), home=place,
-            HF_ENDPOINT=address, HF_HUB_DISABLE_XET="1",
-        )  # fmt: skip
-        found, printed = outcomes(process)
-    assert printed == ""
+        settings = {"HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1"}
+        found = outcomes_of(run_command, list(commands.values()), place, **settings)
     done = dict(zip(commands, found, strict=True))
     return {"done": done, "hub": hub, "directory": directory, "address": address}
 
@@ -124,8 +120,8 @@ def test_a_refused_push_is_explained_in_one_line(pushed, name, said):
 )
 def test_a_hub_that_cannot_be_reached_is_one_line(symmetric_artifact, tmp_path, settings):
     words = ["push", str(symmetric_artifact.directory), NAME]
-    commands = json.dumps([[{"HF_TOKEN": WRITER}, words]])
-    ((outcome,), _) = outcomes(start("run_commands.py", commands, home=tmp_path, **settings))
+    commands = [[{"HF_TOKEN": WRITER}, words]]
+    (outcome,) = outcomes_of(run_command, commands, tmp_path, **settings)
     assert outcome["code"] == 2
     (line,) = outcome["said"].splitlines()
     assert "Cannot push to hf://me/bart: " in line

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 from support import static_builds
 from support.command import printed, refusal
+from support.made_up_artifacts import flip, variant
 
 from bart_export.bench import bench as benchmark
 from bart_export.bench import measurements, opening_cost
@@ -197,7 +198,7 @@ def test_usual_lengths_are_lowered_to_what_fits(symmetric_artifact, tmp_path, no
     if static:
         shapes = StaticShapes(source_lengths=(8,), target_length=16, num_beams=(1,))
         artifact = static_builds.add(artifact, shapes, ["float32"], tmp_path / "both")
-        artifact = static_builds.without(artifact, FLOAT32, tmp_path / "static")
+        artifact = variant(artifact, tmp_path / "static", without=[FLOAT32])
         longest, most = 8, 15
     report = bench(artifact.directory, num_beams=(1,), num_threads=(1,), runs=1)
     assert report.settings.new_tokens == most
@@ -264,9 +265,7 @@ def test_the_command_refuses_before_it_measures(symmetric_artifact, options, wor
 def test_an_altered_file_is_named_where_it_lies(symmetric_artifact, tmp_path):
     directory = shutil.copytree(symmetric_artifact.directory, tmp_path / "altered")
     file = directory / FLOAT32
-    content = bytearray(file.read_bytes())
-    content[5000] ^= 1
-    file.write_bytes(content)
+    flip(file)
     line = refusal("bench", directory)
     assert line.startswith(f"Error: {file} does not match its manifest")
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file, save_file
-from support.hub_processes import outcomes, serving, start
+from support.hub_processes import outcomes_of, resolve_preset, serving
 from support.hub_server import COMMIT, Hub
+from support.made_up_artifacts import contents
 
 from bart_export.artifact import hub_client
 from bart_export.checkpoints import hubs, keras_preset, resolve
@@ -39,11 +40,7 @@ def keras_files(tmp_path_factory):
     keras_preset.write(
         place, read.config, read.weights, vocabulary=read.vocabulary, merges=read.merges
     )
-    return {
-        str(path.relative_to(place)): path.read_bytes()
-        for path in place.rglob("*")
-        if path.is_file()
-    }
+    return contents(place)
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +54,12 @@ def sharded_files(tmp_path_factory):
         save_file({tensor: tensors[tensor] for tensor in kept}, place / name)
         weight_map |= dict.fromkeys(kept, name)
     (place / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    return NEEDED | {path.name: path.read_bytes() for path in place.iterdir()}
+    return NEEDED | contents(place)
 
 
-def outcomes_of(names, home, **settings):
-    """Resolve presets in one process; return the outcomes and the printed text."""
-    found, printed = outcomes(start("resolve_presets.py", *names, home=home, **settings))
-    assert len(found) == len(names)
-    return found, printed
+def resolved(names, home, **settings):
+    """Resolve presets in one process; return the outcomes."""
+    return outcomes_of(resolve_preset, [[name] for name in names], home, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -106,11 +101,11 @@ def hugging_face(keras_files, sharded_files, tmp_path_factory):
         "hf://org/damaged",
     ]
     with serving(hub) as address:
-        resolved, printed = outcomes_of(names, home, HF_ENDPOINT=address)
+        each = resolved(names, home, HF_ENDPOINT=address)
     found = {}
-    for preset, outcome in zip(names, resolved, strict=True):
+    for preset, outcome in zip(names, each, strict=True):
         found.setdefault(preset, []).append(outcome)
-    return {"outcomes": found, "home": home, "printed": printed, "fetched": hub.fetched}
+    return {"outcomes": found, "home": home, "fetched": hub.fetched}
 
 
 def test_only_the_needed_files_of_each_format_are_downloaded(hugging_face):
@@ -130,7 +125,6 @@ def test_only_the_needed_files_of_each_format_are_downloaded(hugging_face):
     assert "pytorch_model.bin" in fetched["pickle"]  # there is nothing else
     (outcome,) = hugging_face["outcomes"]["hf://org/plain@v1"]
     assert (outcome["handle"], outcome["revision"]) == ("hf://org/plain", COMMIT)
-    assert hugging_face["printed"] == ""
 
 
 @pytest.mark.parametrize(
@@ -151,7 +145,7 @@ def test_downloaded_repositories_work_offline(hugging_face, tmp_path):
     shutil.copytree(hugging_face["home"], home, symlinks=True)
     names = ["hf://org/plain", "hf://org/shards", "hf://org/unknown"]
     for settings in ({"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}):
-        (plain, shards, unknown), _ = outcomes_of(names, home, **settings)
+        plain, shards, unknown = resolved(names, home, **settings)
         assert plain["revision"] == shards["revision"] == COMMIT
         assert "Cannot reach Hugging Face for hf://org/unknown" in unknown["line"]
 
@@ -161,7 +155,7 @@ def test_partial_downloads_are_not_used_offline(hugging_face, tmp_path):
     shutil.copytree(hugging_face["home"], home, symlinks=True)
     snapshot = home / "hf/hub/models--org--shards/snapshots" / COMMIT
     (snapshot / "model-00002-of-00002.safetensors").unlink()
-    (outcome,), _ = outcomes_of(["hf://org/shards"], home, HF_HUB_OFFLINE="1")
+    (outcome,) = resolved(["hf://org/shards"], home, HF_HUB_OFFLINE="1")
     assert "the cache has no complete copy" in outcome["line"]
 
 
@@ -231,11 +225,11 @@ def kaggle(keras_files, tmp_path_factory):
     known = ["bart_large_en_cnn", "kaggle://keras/bart/keras/bart_large_en_cnn/2"]
     names = [*(f"kaggle://{KAGGLE}/{variant}" for variant in variants), *known]
     with serving(hub) as address:
-        resolved, printed = outcomes_of(names, home, **kaggle_through(address))
+        each = resolved(names, home, **kaggle_through(address))
     found = {}
-    for name, outcome in zip([*variants, *known], resolved, strict=True):
+    for name, outcome in zip([*variants, *known], each, strict=True):
         found.setdefault(name, []).append(outcome)
-    return {"outcomes": found, "home": home, "printed": printed}
+    return {"outcomes": found, "home": home}
 
 
 def kaggle_through(address):
@@ -302,13 +296,11 @@ def test_incomplete_kaggle_downloads_are_repeated(kaggle, keras_files, variant, 
     first, second = kaggle["outcomes"][variant]
     assert said in first["line"]
     assert_whole(second, keras_files)
-    assert kaggle["printed"] == ""
 
 
 def test_downloaded_kaggle_versions_work_offline(kaggle, keras_files):
     names = [f"kaggle://{KAGGLE}/plain/1", f"kaggle://{KAGGLE}/plain"]
-    (version, newest), _ = outcomes_of(
-        names, kaggle["home"], **kaggle_through("http://127.0.0.1:9")
-    )
+    nowhere = kaggle_through("http://127.0.0.1:9")
+    version, newest = resolved(names, kaggle["home"], **nowhere)
     assert_whole(version, keras_files)
     assert "Cannot reach Kaggle" in newest["line"]

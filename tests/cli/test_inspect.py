@@ -10,7 +10,6 @@ from conftest import GOLDEN
 from support import made_up_artifacts
 from support.command import printed, refusal
 
-from bart_export.artifact.artifact import seal
 from bart_export.artifact.figures import FileVerification
 from bart_export.cli import inspect as inspection
 from bart_export.contract import saved_model_signatures
@@ -98,9 +97,7 @@ def test_a_table_that_no_terminal_shows_breaks_no_name(capsys, monkeypatch):
 def foreign_artifact(tmp_path, **fields):
     """Return an artifact with a foreign manifest, which has these fields."""
     made = made_up_artifacts.write(tmp_path / "made", {"golden.json": b"{}"})
-    content = {**made.manifest.to_dict(), **fields, "manifest_sha256": "0" * 64}
-    sealed = seal(json.dumps(content, ensure_ascii=False).encode())
-    (made.directory / "manifest.json").write_bytes(sealed)
+    made_up_artifacts.edit_manifest(made.directory, lambda stated: stated.update(fields))
     return made.directory
 
 

@@ -1,17 +1,13 @@
 """`bart-export verify` finds damaged files, with a preset and with texts alone."""
 
-import dataclasses
 import json
-import shutil
 
 import pytest
-from support import static_builds
 from support.command import printed, python, refusal, run
 from support.golden_cases import preset_of
 from support.judged_models import INT8, Judged, change_an_epsilon, swap_rows, triple_one_scale
+from support.made_up_artifacts import variant
 
-from bart_export.artifact import drafts
-from bart_export.artifact.artifact import Artifact
 from bart_export.export.tflite_target import file_entry
 from bart_export.recipes.table import ROUNDING
 from bart_export.runtime.generator import ModelInfo
@@ -32,14 +28,12 @@ def tiny(symmetric_artifact):
 
 def with_int8(made, content, target):
     """Commit a copy of an artifact with this content as its int8 file."""
-    with drafts.draft(target) as draft:
-        ignored = shutil.ignore_patterns("manifest.json", ".cache")
-        shutil.copytree(made.directory, draft.directory, ignore=ignored, dirs_exist_ok=True)
+
+    def write(draft):
         (draft.directory / INT8_FILE).write_bytes(content)
-        entry = file_entry(draft, INT8_FILE, INT8, made.config)
-        files = {**made.manifest.files, INT8_FILE: entry}
-        draft.commit(dataclasses.replace(made.manifest, files=files))
-    return Artifact.open(target)
+        return {INT8_FILE: file_entry(draft, INT8_FILE, INT8, made.config)}
+
+    return variant(made, target, write)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +149,7 @@ def test_what_cannot_be_compared_is_told_in_one_line(both, texts, options, words
     ],
 )
 def test_texts_alone_need_a_float32_file_and_another(both, texts, tmp_path, lacking, words):
-    less = static_builds.without(both, lacking, tmp_path / "less")
+    less = variant(both, tmp_path / "less", without=[lacking])
     assert words in refusal("verify", less.directory, "--data", texts)
 
 

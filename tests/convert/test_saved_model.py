@@ -6,6 +6,7 @@ import shutil
 import pytest
 import tensorflow as tf
 from support.golden_cases import GOLDEN
+from support.made_up_artifacts import contents
 from tensorflow.core.protobuf import saved_model_pb2
 
 from bart_export import contract
@@ -214,20 +215,14 @@ def test_versions_count_up_and_other_targets_stay(earlier):
 
 @pytest.mark.slow
 def test_a_model_that_answers_otherwise_is_not_committed(earlier, monkeypatch):
-    before = names_below(earlier.directory)
+    before = contents(earlier.directory)
     right = sequences.padding_mask
     monkeypatch.setattr(
         sequences, "padding_mask", lambda lengths, length: right(lengths - 1, length)
     )
     with pytest.raises(VerificationFailed, match="^saved_model/2 differs from"):
         export(str(GOLDEN / "bart_tiny_symmetric"), SavedModelOptions(), earlier.directory)
-    assert names_below(earlier.directory) == before
-
-
-def names_below(directory):
-    """Return what is in a directory, but for what readers keep for themselves."""
-    names = {path.relative_to(directory).as_posix() for path in directory.rglob("*")}
-    return {name for name in names if not name.startswith(".cache")}
+    assert contents(earlier.directory) == before
 
 
 @pytest.mark.parametrize(

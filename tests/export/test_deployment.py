@@ -15,9 +15,9 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 from google.protobuf import text_format
-from support.deployed_models import MEMORY, SIZE, documents
 from tensorflow_serving.config import model_server_config_pb2
 
+from bart_export.artifact.manifest import Memory
 from bart_export.errors import ConfigurationError
 from bart_export.export import saved_model_target
 from bart_export.export.saved_model_target import (
@@ -33,9 +33,15 @@ from bart_export.export.warm_up import MAX_BATCH_SIZE
 from bart_export.server import batching, messages
 from bart_export.server.versions import VersionPolicy
 
+MEMORY, SIZE = Memory(loaded=700 * 2**20, peak=1900 * 2**20), 560 * 2**20
 ONE = serving_files("bart_mini_en", [1], MEMORY, SIZE)
 THREE = serving_files("Bart.Large_7", [4, 5, 9], MEMORY, SIZE)
 both = pytest.mark.parametrize("written", [ONE, THREE], ids=["one", "three"])
+
+
+def documents(text):
+    """Return the documents of a YAML text, by kind if they have one."""
+    return {one.get("kind", ""): one for one in yaml.safe_load_all(text)}
 
 
 def pod_of(written):

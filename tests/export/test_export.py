@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 from support import made_up_artifacts
 from support.golden_cases import GOLDEN, preset_of
+from support.made_up_artifacts import contents, flip
 
 from bart_export import documents
 from bart_export.artifact import drafts
@@ -35,15 +36,6 @@ def earlier(symmetric_artifact, tmp_path):
     return Artifact.open(tmp_path / "made")
 
 
-def contents(directory):
-    """Return the bytes of every file, by its path, but for what runtimes leave."""
-    return {
-        path.relative_to(directory): path.read_bytes()
-        for path in directory.rglob("*")
-        if path.is_file() and ".cache" not in path.parts
-    }
-
-
 def test_the_settings_of_a_preset_give_a_static_build_drafts(tmp_path):
     preset = shutil.copytree(GOLDEN / "bart_tiny_symmetric", tmp_path / "preset")
     settings = json.loads((preset / "generation_config.json").read_bytes())
@@ -65,11 +57,10 @@ def exported(request):
 
 def test_every_file_is_in_the_manifest_with_its_size_and_hash(exported):
     files = contents(exported.directory)
-    assert {str(path) for path in files} == {*exported.manifest.files, "manifest.json"}
+    assert set(files) == {*exported.manifest.files, "manifest.json"}
     for name, entry in exported.manifest.files.items():
-        content = (exported.directory / name).read_bytes()
-        assert entry.bytes == len(content)
-        assert entry.sha256 == hashlib.sha256(content).hexdigest()
+        assert entry.bytes == len(files[name])
+        assert entry.sha256 == hashlib.sha256(files[name]).hexdigest()
 
 
 def test_exported_files_name_their_recipe_and_runtimes(mini_artifact):
@@ -155,8 +146,8 @@ def test_an_artifact_of_another_source_is_replaced_whole(earlier, distilled_arti
 
 @pytest.fixture
 def small(tmp_path):
-    contents = {"tflite/a": b"a", "tflite/b": b"b", "golden.json": b'{"cases": []}'}
-    return made_up_artifacts.write(tmp_path / "small", contents)
+    files = {"tflite/a": b"a", "tflite/b": b"b", "golden.json": b'{"cases": []}'}
+    return made_up_artifacts.write(tmp_path / "small", files)
 
 
 def carried(artifact, **changes):
@@ -172,9 +163,7 @@ def carried(artifact, **changes):
 @pytest.mark.parametrize("name", ["tflite/b", "golden.json", "manifest.json"])
 def test_nothing_of_a_damaged_artifact_is_kept(small, name):
     assert carried(small)[0] == {"tflite/a", "tflite/b"}
-    content = bytearray((small.directory / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (small.directory / name).write_bytes(content)
+    flip(small.directory / name)
     assert carried(small) == (set(), (), Golden(()))
 
 

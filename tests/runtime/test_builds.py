@@ -2,6 +2,7 @@
 
 import pytest
 from support import static_builds
+from support.made_up_artifacts import variant
 
 from bart_export.artifact.artifact import Artifact
 from bart_export.contract import StaticShapes
@@ -27,7 +28,7 @@ def both(symmetric_artifact, tmp_path_factory):
 @pytest.fixture(scope="module")
 def static_only(both, tmp_path_factory):
     target = tmp_path_factory.mktemp("static_only") / "bart_tiny_symmetric"
-    return static_builds.without(both, "tflite/float32.tflite", target)
+    return variant(both, target, without=["tflite/float32.tflite"])
 
 
 @pytest.mark.parametrize(

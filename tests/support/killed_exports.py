@@ -22,9 +22,10 @@ import types
 from bart_export.artifact import drafts
 from bart_export.artifact.artifact import Artifact
 from bart_export.artifact.figures import Answer
+from bart_export.errors import ArtifactError
 from support import made_up_artifacts
 from support.golden_cases import preset_of
-from support.made_up_artifacts import check_neighbours, whole
+from support.made_up_artifacts import whole
 
 VERSIONS = [{"a": b"old" * 999, "t/b": b"old"}, {"a": b"new" * 777, "t/c": b"new"}]
 FILES = ("float32", "second", "third")  # each export writes one of them and keeps the others
@@ -66,6 +67,17 @@ def is_killed(export, target, access, two_renames):
             assert target.exists()
     check_neighbours(target)
     return status == 9
+
+
+def check_neighbours(target):
+    """Fail if a kill left an incomplete artifact next to this one."""
+    for path in target.parent.rglob("*"):
+        if path != target and path.is_dir():
+            try:
+                Artifact.open(path)
+            except ArtifactError:
+                continue
+            whole(path)
 
 
 def kill_commits(target):

@@ -9,7 +9,6 @@ from bart_export.artifact import artifact, drafts
 from bart_export.artifact.artifact import Artifact
 from bart_export.artifact.manifest import Manifest, Source, TfliteEntry, TokenizerFiles
 from bart_export.config import BartConfig, GenerationConfig
-from bart_export.errors import ArtifactError
 
 CONFIG = BartConfig(vocabulary_size=8, num_layers=1, num_heads=1, hidden_dim=4, intermediate_dim=4)
 FILES = {"tflite/a.tflite": b"first" * 1000, "golden.json": b"{}"}
@@ -69,6 +68,13 @@ def names(directory):
     return sorted(path.name for path in directory.iterdir())
 
 
+def contents(directory):
+    """Return the bytes of every file below a directory by its path, but for what readers keep."""
+    paths = (path for path in directory.rglob("*") if path.is_file())
+    found = {path.relative_to(directory).as_posix(): path.read_bytes() for path in paths}
+    return {name: content for name, content in found.items() if not name.startswith(".cache/")}
+
+
 def flip(path):
     """Change one bit in the middle of a file."""
     content = bytearray(path.read_bytes())
@@ -76,40 +82,64 @@ def flip(path):
     path.write_bytes(content)
 
 
-def reseal(directory):
-    """Update the sizes and hashes in a manifest, as an attacker could."""
-    path = directory / "manifest.json"
-    content = json.loads(path.read_bytes())
-    for name, entry in content["files"].items():
-        data = (directory / name).read_bytes()
-        entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    content["manifest_sha256"] = artifact.UNSEALED
-    path.write_bytes(artifact.seal(json.dumps(content).encode()))
-
-
-# The entry of an empty file.
-EMPTY = {"bytes": 0, "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}
+def make_directory(path):
+    """Replace a file by a directory that is not empty."""
+    path.unlink()
+    (path / "inside").mkdir(parents=True)
 
 
 def seal(directory, fields):
-    """Write a manifest with these fields and a valid hash."""
-    content = {**fields, "format_version": 1, "manifest_sha256": "0" * 64}
-    text = json.dumps(content, indent=1).encode()
-    (directory / "manifest.json").write_bytes(artifact.seal(text))
+    """Write a manifest with these fields and a valid hash, as another version or an attacker."""
+    content = {**fields, "format_version": 1, "manifest_sha256": artifact.UNSEALED}
+    sealed = artifact.seal(json.dumps(content).encode())
+    (directory / "manifest.json").write_bytes(sealed)
+
+
+def edit_manifest(directory, change):
+    """Change a manifest's fields in place, and seal it again."""
+    fields = json.loads((directory / "manifest.json").read_bytes())
+    change(fields)
+    seal(directory, fields)
+
+
+def reseal(directory):
+    """Update the sizes and hashes of files in a manifest."""
+
+    def update(fields):
+        for name, entry in fields["files"].items():
+            data = (directory / name).read_bytes()
+            entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+    edit_manifest(directory, update)
+
+
+# The entry of an empty file.
+EMPTY = {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}
 
 
 def with_files(made, **entries):
-    """Add entries to an artifact's manifest, by name, and update its hash."""
-    fields = made.manifest.to_dict()
-    seal(made.directory, {**fields, "files": {**fields["files"], **entries}})
+    """Add entries to an artifact's manifest, by name."""
+    edit_manifest(made.directory, lambda fields: fields["files"].update(entries))
+
+
+def variant(made, target, add=lambda draft: {}, without=(), **fields):
+    """Commit and open a copy of an artifact.
+
+    `add` writes files to the draft and returns their entries by name; `without` names files that
+    the manifest lacks; `fields` are other fields of it.
+    """
+    ignored = shutil.ignore_patterns("manifest.json", ".cache")
+    with drafts.draft(target) as draft:
+        shutil.copytree(made.directory, draft.directory, ignore=ignored, dirs_exist_ok=True)
+        files = {**made.manifest.files, **add(draft)}
+        kept = {name: entry for name, entry in files.items() if name not in without}
+        draft.commit(dataclasses.replace(made.manifest, files=kept, **fields))
+    return Artifact.open(target)
 
 
 def export_again(target, made, number):
     """Replace an artifact as an export does."""
-    ignored = shutil.ignore_patterns("manifest.json", ".cache")
-    with drafts.draft(target) as draft:
-        shutil.copytree(made.directory, draft.directory, ignore=ignored, dirs_exist_ok=True)
-        draft.commit(dataclasses.replace(made.manifest, exports=number))
+    variant(made, target, exports=number)
 
 
 def whole(directory):
@@ -118,14 +148,3 @@ def whole(directory):
     for name in artifact.manifest.files:
         artifact.path(name, rehash=True)
     return artifact
-
-
-def check_neighbours(target):
-    """Fail if a kill left an incomplete artifact next to this one."""
-    for path in target.parent.rglob("*"):
-        if path != target and path.is_dir():
-            try:
-                Artifact.open(path)
-            except ArtifactError:
-                continue
-            whole(path)

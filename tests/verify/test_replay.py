@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import shutil
 
 import pytest
 from support.command import run
+from support.made_up_artifacts import variant
 
-from bart_export.artifact import artifact, drafts
-from bart_export.artifact.artifact import Artifact
+from bart_export.artifact import artifact
 from bart_export.artifact.figures import Golden
 from bart_export.errors import ArtifactError, VerificationFailed
 from bart_export.recipes.table import ROUNDING
@@ -21,19 +20,14 @@ FLOAT_FILE, INT8_FILE = "tflite/float32.tflite", "tflite/dynamic_wi8_afp32.tflit
 
 def with_golden(artifact, target, change):
     """Return a copy of an artifact with a changed golden.json."""
-    with drafts.draft(target) as draft:
-        shutil.copytree(
-            artifact.directory,
-            draft.directory,
-            dirs_exist_ok=True,
-            ignore=shutil.ignore_patterns(".cache"),
-        )
+
+    def write(draft):
         content = json.loads((draft.directory / "golden.json").read_bytes())
         change(content)
         (draft.directory / "golden.json").write_text(json.dumps(content))
-        files = {**artifact.manifest.files, "golden.json": draft.entry("golden.json")}
-        draft.commit(dataclasses.replace(artifact.manifest, files=files))
-    return Artifact.open(target)
+        return {"golden.json": draft.entry("golden.json")}
+
+    return variant(artifact, target, write)
 
 
 def test_an_artifact_repeats_its_answers(mini_artifact):

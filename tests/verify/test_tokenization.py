@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support.made_up_artifacts import edit_manifest
 
-from bart_export.artifact import artifact
 from bart_export.artifact.artifact import Artifact
 from bart_export.checkpoints import resolve, tokenizer_files
 from bart_export.errors import ArtifactError, TokenizerError, VerificationFailed
@@ -130,10 +130,7 @@ def test_a_wrong_graph_tokenizer_fails_by_name(name):
 )
 def test_the_tokenizer_settings_of_a_manifest_are_validated(symmetric_artifact, tmp_path, stated):
     shutil.copytree(symmetric_artifact.directory, tmp_path / "made")
-    fields = symmetric_artifact.manifest.to_dict()
-    fields |= {"tokenizer": {**fields["tokenizer"], **stated}, "manifest_sha256": "0" * 64}
-    sealed = artifact.seal(json.dumps(fields).encode())
-    (tmp_path / "made/manifest.json").write_bytes(sealed)
+    edit_manifest(tmp_path / "made", lambda fields: fields["tokenizer"].update(stated))
     with pytest.raises((ArtifactError, TokenizerError)) as refused:
         BartTokenizer.from_artifact(Artifact.open(tmp_path / "made"))
     assert str(tmp_path / "made") in str(refused.value)
