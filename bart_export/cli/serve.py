@@ -62,7 +62,7 @@ OPTIONS: tuple[tuple[str, str, Value, str], ...] = (
     ("allowed_origins", "--allowed-origin", str,
      "Origins whose pages may use the REST service; '*' for any."),
     ("load_seconds", "--load-seconds", Seconds(min_open=True),
-     "Time limit for loading a version and running its warm-up requests."),
+     "Time limit for a worker to open a model (litert), or for warm-up requests (tensorflow)."),
     ("drain_seconds", "--drain-seconds", Seconds(),
      "Time for running calls to finish when the server shuts down."),
 )  # fmt: skip

@@ -26,7 +26,6 @@ from bart_export.server.versions import (
     VersionStatus,
     find_versions,
     list_files,
-    open_within,
 )
 
 LOG = logging.getLogger(__name__)
@@ -215,11 +214,8 @@ class ModelStore:
         """Wait until wanted versions have loaded or failed; return the latest one's error or ""."""
 
         def is_settled() -> bool:
-            latest = highest(self._wanted(name))
-            loading = (v for v in self._wanted(name) if v.state < State.AVAILABLE)
-            # After a first failure, only the latest is worth waiting for.
-            awaited = any(v.code == Code.OK or v is latest for v in loading)
-            return self.stopped or (name not in self.due and not awaited)
+            loading = any(v.state < State.AVAILABLE for v in self._wanted(name))
+            return self.stopped or (name not in self.due and not loading)
 
         with self.changed:
             self.changed.wait_for(is_settled)
@@ -316,57 +312,35 @@ class ModelStore:
             self.changed.notify_all()
 
     def _load(self, version: Version) -> Servable | None:
-        """Make a version available; return None if it failed too often or is no longer wanted."""
+        """Make a version available; return None if it cannot be loaded or is no longer wanted."""
         name, number = version.model.name, version.number
-        for attempt in range(1, self.options.load_retries + 2):
+        with self.changed:
+            self.changed.wait_for(lambda: self._is_next(version) or not version.is_wanted)
+            if not version.is_wanted:
+                return None
+            version.state = State.LOADING
+        began, files = time.monotonic(), list_files(version.path)
+        try:
+            servable = self.open_version(version.model, number, version.path)
+        except Exception as error:  # other versions load, whatever the error
+            failure = status_of_load(error)
+            LOG.error("%s: version %d cannot be loaded: %s", name, number, failure)
             with self.changed:
-                self.changed.wait_for(lambda: self._is_next(version) or not version.is_wanted)
-                if not version.is_wanted:
-                    return None
-                version.is_opening = True
-                version.state = State.LOADING
-            began, files = time.monotonic(), list_files(version.path)
-            try:
-                servable = open_within(
-                    self.options.load_seconds,
-                    lambda: self.open_version(version.model, number, version.path),
-                )
-            except Exception as error:  # other versions load, whatever the error
-                failure = status_of_load(error)
-            else:
-                with self.changed:
-                    version.is_opening, version.servable = False, servable
-                    version.state, version.code, version.message = State.AVAILABLE, Code.OK, ""
-                    seconds = time.monotonic() - began
-                    LOG.info("%s: loaded version %d in %.2f s", name, number, seconds)
-                    self._retire(name)
-                return servable
-            # A load that timed out may never end, so it is not tried again.
-            is_last = attempt > self.options.load_retries or failure.code == Code.DEADLINE_EXCEEDED
-            seconds = self.options.retry_seconds
-            LOG.error(
-                "%s: version %d cannot be loaded (attempt %d, %s): %s",
-                name,
-                number,
-                attempt,
-                "the last" if is_last else f"next in {seconds:g} s",
-                failure,
-            )
-            with self.changed:
-                version.is_opening, version.state = False, State.LOADING
                 version.code, version.message = failure.code, failure.message
-                self.changed.notify_all()
-                if is_last:
-                    version.failed_files = files
-                    break
-                self.changed.wait_for(lambda: not version.is_wanted, seconds)
-        return None
+                version.failed_files = files
+            return None
+        with self.changed:
+            version.servable, version.state = servable, State.AVAILABLE
+            LOG.info("%s: loaded version %d in %.2f s", name, number, time.monotonic() - began)
+            self._retire(name)
+        return servable
 
     def _is_next(self, version: Version) -> bool:
         """Return whether it is a version's turn to load: one per model at a time, highest first."""
         known = list(self._of(version.model.name))
         new = (v.number for v in known if v.is_wanted and v.state == State.START)
-        return not any(v.is_opening for v in known) and version.number >= max(new, default=0)
+        loading = any(v.state == State.LOADING for v in known)
+        return not loading and version.number >= max(new, default=0)
 
 
 def highest(versions: Iterator[Version]) -> Version | None:

@@ -23,8 +23,7 @@ class ServeOptions:
     `workers` are processes with litert, threads with tensorflow. If None, `workers` and
     `num_threads` (per worker) depend on the engine, the cores and the model's size.
     Without `batching`, neither `batching_parameters_file` nor a version's `batching_params.pbtxt`
-    is read. A failed version is loaded again `load_retries` times, `retry_seconds` apart;
-    TensorFlow Serving's 5 and 60 would report a broken model only after five minutes.
+    is read.
 
     Raises:
         ConfigurationError: for too many workers or threads, or a number out of range.
@@ -47,8 +46,6 @@ class ServeOptions:
     model_config_poll_seconds: float = 0.0
     allow_labels_for_unavailable: bool = False
     allow_reload_requests: bool = False
-    load_retries: int = 2
-    retry_seconds: float = 1.0
     warmup: bool = True
     load_seconds: float = 600.0
     allowed_hosts: tuple[str, ...] = ()

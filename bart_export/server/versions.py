@@ -9,25 +9,20 @@ import enum
 import os
 import pathlib
 import re
-import threading
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import Future, wait
 
 from bart_export.artifact.artifact import Artifact, is_artifact, path_of
 from bart_export.artifact.manifest import SAVED_MODEL
 from bart_export.errors import ArtifactError
 from bart_export.runtime.engine_choice import choose_file
 from bart_export.server.servable import Servable
-from bart_export.server.status import Code, StatusError
+from bart_export.server.status import Code
 
 TENSORFLOW, LITERT = "tensorflow", "litert"
 GRAPH = "saved_model.pb"
 
 VERSION = re.compile(r"[0-9]+")
 HIGHEST_VERSION = 2**63 - 1  # versions are int64 in every message
-
-# Time for a warm-up request to end after its deadline.
-STOP_SECONDS = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,10 +161,8 @@ class VersionStatus:
 class Version:
     """A version of a model and its state.
 
-    LOADING covers both opening (`is_opening`) and waiting for another attempt after a failure,
-    which `code` and `message` describe. `leases` counts the calls that use `servable`.
-    `failed_files` lists the files of a version that could not be loaded, and is None again once
-    they change.
+    `leases` counts the calls that use `servable`. `failed_files` lists the files of a version that
+    could not be loaded, for the reason in `code` and `message`; it is None again once they change.
     """
 
     model: ServedModel
@@ -179,41 +172,11 @@ class Version:
     code: Code = Code.OK
     message: str = ""
     is_wanted: bool = True
-    is_opening: bool = False
     servable: Servable | None = None
     leases: int = 0
     failed_files: object = None
 
     @property
     def has_failed(self) -> bool:
-        """Whether all attempts to load it failed and its files have not changed since."""
+        """Whether it could not be loaded, and its files have not changed since."""
         return self.failed_files is not None
-
-
-def open_within(load_seconds: float, opening: Callable[[], Servable]) -> Servable:
-    """Open a servable on a new thread.
-
-    Raises:
-        StatusError: DEADLINE_EXCEEDED if that takes too long; the servable is then closed as soon
-            as it is open.
-    """
-    future: Future[Servable] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(opening())
-        except BaseException as error:
-            future.set_exception(error)
-
-    def close(late: "Future[Servable]") -> None:
-        if not late.exception():
-            late.result().close()
-
-    # A daemon, so that a load that never ends does not keep the process alive.
-    threading.Thread(target=work, daemon=True).start()
-    seconds = load_seconds + STOP_SECONDS
-    wait([future], seconds)
-    if not future.done():
-        future.add_done_callback(close)
-        raise StatusError(Code.DEADLINE_EXCEEDED, f"It did not load within {seconds:g} s")
-    return future.result()

@@ -95,7 +95,7 @@ def served(directories):
     ]
     generator = Generator.from_artifact(tflite)
     with (
-        running(models, ServeOptions(port=0, rest_api_port=0, load_retries=0)) as server,
+        running(models, ServeOptions(port=0, rest_api_port=0)) as server,
         grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,
     ):
         yield Served(

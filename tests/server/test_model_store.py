@@ -126,7 +126,7 @@ def test_an_invalid_list_changes_nothing(store, base_path, models, text):
 
 def test_models_that_do_not_become_available_are_reported(store, opener, base_path, tmp_path):
     (tmp_path / "empty").mkdir()
-    opener.errors[7] = [StatusError(Code.INVALID_ARGUMENT, "no graph\nin it")] * 3
+    opener.errors[7] = [StatusError(Code.INVALID_ARGUMENT, "no graph\nin it")]
     add_version(tmp_path / "broken", 7)
     models = [served(tmp_path / name, name) for name in ("broken", "empty", "absent")]
     code, text = refusal(lambda: store.configure([served(base_path), *models]))
@@ -179,8 +179,8 @@ def test_stopping_unloads_everything_and_waits_for_calls(opener, base_path, tmp_
 
 
 def test_stopping_interrupts_configure(opener, base_path):
-    opener.errors[2] = [OSError("damaged")]
-    with running_store(opener, retry_seconds=60) as store:
+    opener.gates[2] = threading.Event()
+    with running_store(opener) as store:
         told = []
         configuring = threading.Thread(
             target=lambda: told.append(refusal(lambda: store.configure([served(base_path)])))
@@ -188,6 +188,7 @@ def test_stopping_interrupts_configure(opener, base_path):
         configuring.start()
         wait_until(lambda: opener.attempts == [2])
         assert told == []
+        threading.Timer(0.1, opener.gates[2].set).start()
         store.stop()
         configuring.join(5)
         (code, text) = told[0]

@@ -24,7 +24,7 @@ from bart_export.server.options import ServeOptions
 from bart_export.server.versions import LITERT, TENSORFLOW, ServedModel, VersionPolicy
 
 ENGINES = (TENSORFLOW, LITERT)
-OPTIONS = ServeOptions(load_retries=0)
+OPTIONS = ServeOptions()
 
 # fmt: off
 TEXT = "/v1/models/text"

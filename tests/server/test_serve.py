@@ -42,7 +42,7 @@ def base_path(tmp_path):
 
 
 def options(**fields):
-    return ServeOptions(**{"port": 0, "rest_api_port": 0, "load_retries": 0, **fields})
+    return ServeOptions(**{"port": 0, "rest_api_port": 0, **fields})
 
 
 def test_both_ports_answer_and_are_closed_at_the_end(base_path):
@@ -252,14 +252,6 @@ def test_a_signal_while_models_load_ends_at_once(base_path):
         assert ctypes.CDLL(None).tgkill(pid, other, signal.SIGTERM) == 0
         code, _ = server.ended(10)
     assert code == 128 + signal.SIGTERM
-
-
-def test_a_model_that_is_not_loaded_in_time_does_not_keep_the_process(base_path):
-    (base_path / "1" / "slow").write_text("600")
-    with process(base_path, "--load-seconds", 0.1, ready=False) as server:
-        code, errors = server.ended(60)
-    assert code == 2
-    assert "DEADLINE_EXCEEDED: It did not load within 5.1 s" in errors
 
 
 def test_a_host_that_others_reach_is_warned_of(base_path):

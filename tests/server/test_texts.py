@@ -49,7 +49,7 @@ def server(artifact, saved_model_artifact):
         ),
         ServedModel(name=LITERT, base_path=artifact, engine=LITERT),
     ]
-    with running(models, ServeOptions(port=0, rest_api_port=0, load_retries=0)) as serving:
+    with running(models, ServeOptions(port=0, rest_api_port=0)) as serving:
         yield serving
 
 

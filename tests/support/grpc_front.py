@@ -79,7 +79,7 @@ def model(name, base_path, **fields):
 @contextlib.contextmanager
 def front(base_path, drain_seconds=5.0, load_seconds=0, credentials=None, **settings):
     """Serve the model "m" during a block: versions 1, labelled "stable", and 2."""
-    settings = {"port": 0, "load_retries": 0, "allow_reload_requests": True, **settings}
+    settings = {"port": 0, "allow_reload_requests": True, **settings}
     options = ServeOptions(drain_seconds=drain_seconds, **settings)
     servables, metrics = {}, Metrics()
     store = store_of(options, servables, load_seconds)

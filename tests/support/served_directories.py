@@ -90,7 +90,7 @@ class Opener:
         return servable
 
 
-OPTIONS = {"poll_seconds": 0.01, "load_retries": 2, "retry_seconds": 0.01, "drain_seconds": 5.0}
+OPTIONS = {"poll_seconds": 0.01, "drain_seconds": 5.0}
 
 
 @contextlib.contextmanager
