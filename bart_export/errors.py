@@ -66,13 +66,19 @@ def one_line(error: BaseException) -> str:
     return printable(line, LONGEST) or type(error).__name__
 
 
-def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """Return a hint for an unknown name that names the closest choice, or "" if none is close."""
+def closest(name: str, choices: Iterable[str]) -> str | None:
+    """Return the choice that an unknown name probably means, or None."""
     choices = list(choices)
     parts = [choice for choice in choices if len(name) > 2 and name in re.split(r"[-_]", choice)]
     # litert is part of ai-edge-litert, but other names are closer to it.
     close = parts if len(parts) == 1 else difflib.get_close_matches(name, choices, n=1)
-    return f" Did you mean {close[0]}?" if close else ""
+    return close[0] if close else None
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Return a hint for an unknown name that names the closest choice, or "" if none is close."""
+    found = closest(name, choices)
+    return "" if found is None else f" Did you mean {found}?"
 
 
 def lookup(kind: str, name: object, rows: Mapping[str, Row], others: str = "") -> Row:

@@ -27,7 +27,7 @@ from bart_export.artifact.manifest import (
 )
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.contract import Bucket, dynamic_buckets, tflite_signatures
-from bart_export.errors import ArtifactError, ConfigurationError, NoArtifact, shown
+from bart_export.errors import ArtifactError, ConfigurationError, NoArtifact, closest, shown
 from bart_export.locations import HUB, Location, is_remote, normalized
 from bart_export.presets import PRESETS
 
@@ -43,6 +43,7 @@ SERVING = "serving"
 MANIFEST_LIMIT, GOLDEN_LIMIT = 4 * documents.MEBIBYTE, 64 * documents.MEBIBYTE
 # Of a golden.json; tokens are source tokens plus the maximum length of every beam.
 MOST_CASES, MOST_TOKENS = 1000, 1 << 18
+MOST_NAMES = 1000  # of a directory, among which a misspelt one is looked for
 BEGINNING = 2000  # bytes of other content, of which a message has the first
 SEAL = re.compile(rb'"manifest_sha256": "([0-9a-f]{64})"')
 
@@ -344,12 +345,11 @@ def is_artifact(directory: pathlib.Path) -> bool:
 def no_artifact(path: pathlib.Path) -> str:
     """Return the message for a path that is not an artifact, with how to get one."""
     typed = path.as_posix()
-    exported = pathlib.Path("artifacts", path)
     around = next(filter(is_artifact, path.absolute().parents), None)
     if path.exists() and around is not None:
         return f"{path} is inside an artifact. Name the artifact: {around}"
-    if not path.exists() and is_artifact(exported):
-        return f"{path} does not exist. Did you mean {exported}?"
+    if not path.exists() and (meant := similar_artifact(path)) is not None:
+        return f"{path} does not exist. Did you mean {meant}?"
     if not path.exists() and typed in PRESETS:
         return preset_message(typed)
     if (path / "config.json").is_file():
@@ -361,6 +361,21 @@ def no_artifact(path: pathlib.Path) -> str:
             f"Export one with: {export_command('NAME')}{place}"
         )
     return f"{path} has no {MANIFEST}, so it is not a finished artifact. Export it again."
+
+
+def similar_artifact(path: pathlib.Path) -> pathlib.Path | None:
+    """Return the artifact that a path which does not exist probably means, or None."""
+    default = pathlib.Path("artifacts")
+    found: dict[str, pathlib.Path] = {}
+    for place in (default / path.parent, path.parent, default):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: an invalid file name
+            for each in sorted(place.iterdir())[:MOST_NAMES]:
+                if is_artifact(each):
+                    found.setdefault(each.name, each)
+    if path.name in PRESETS and path.name not in found:
+        return None
+    name = closest(path.name, found)
+    return None if name is None else found[name]
 
 
 def preset_message(name: str) -> str:

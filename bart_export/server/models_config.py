@@ -6,7 +6,7 @@ import pathlib
 import threading
 from collections.abc import Callable, Sequence
 
-from bart_export.artifact.artifact import MANIFEST, Artifact, no_artifact
+from bart_export.artifact.artifact import MANIFEST, Artifact, no_artifact, similar_artifact
 from bart_export.artifact.manifest import SAVED_MODEL, TFLITE
 from bart_export.errors import ArtifactError, BartExportError, ConfigurationError, NoArtifact
 from bart_export.locations import Location, is_remote, last_name, normalized
@@ -165,9 +165,9 @@ def served_model(name: str, directory: pathlib.Path, engine: str | None = None) 
         ArtifactError: if the directory does not exist, or has no files for the engine.
     """
     path = pathlib.Path(os.path.abspath(directory))  # links are kept: they may change later
-    if path.is_file() or (str(directory) in PRESETS and not path.is_dir()):
-        raise NoArtifact(no_artifact(directory))
     if not path.is_dir():
+        if path.exists() or str(directory) in PRESETS or similar_artifact(directory):
+            raise NoArtifact(no_artifact(directory))
         raise ArtifactError(
             f"There is no directory {directory}. Expected an artifact, such as one made by "
             "bart-export --preset NAME --target tflite, or a directory with numbered versions of a "

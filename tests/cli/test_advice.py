@@ -38,6 +38,8 @@ MADE_WITH = f". Export it to an artifact with: {EXPORT}"
 MISTAKEN = {
     "nope": f"{EXPORT.format('NAME')} --output nope",
     "made": "Did you mean artifacts/made?",
+    "artifacts/mad": "artifacts/mad does not exist. Did you mean artifacts/made?",
+    "artefacts/maed": "artefacts/maed does not exist. Did you mean artifacts/made?",
     "my hf dir": f"is a checkpoint{MADE_WITH.format(repr('my hf dir'))}",
     "bart_base_en": EXPORT.format("./bart_base_en"),
     "bart_mini_en": f"is a preset{MADE_WITH.format('bart_mini_en')}",

@@ -191,5 +191,9 @@ def test_a_directory_of_artifacts_is_told_what_it_holds(base_path):
         ("other", "It contains artifacts: one, other."),
     ):
         (parent / name).mkdir()
-        (parent / name / "manifest.json").touch()
+        (parent / name / "manifest.json").write_text('{"manifest_sha256": 1}')
         assert words in refusal("serve", parent)
+    misspelt = parent / "othr"
+    assert f"{misspelt} does not exist. Did you mean {parent / 'other'}?" in refusal(
+        "serve", misspelt
+    )
