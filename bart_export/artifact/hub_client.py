@@ -23,7 +23,8 @@ AGAIN = "Run the same command again; finished files are kept."
 REDIRECTING = threading.RLock()
 SIGN_IN = "sign in with `hf auth login` or set HF_TOKEN"
 NO_DOWNLOAD = "Cannot download {handle} from Hugging Face: {reason}."
-NO_PUSH = "Cannot push to {handle}: {reason}. Check the network, HF_ENDPOINT and HF_HUB_OFFLINE."
+CONNECTION = "network, HF_ENDPOINT and HF_HUB_OFFLINE"
+NO_PUSH = f"Cannot push to {{handle}}: {{reason}}. Check the {CONNECTION}."
 # Traits of an exception, and the message of the first row that has one of them, or none.
 Rows = Iterable[tuple[Collection[str | int], str]]
 # For huggingface_hub: the messages of a download and of a push, "" if they are the same.
@@ -45,7 +46,7 @@ HUGGING_FACE: tuple[tuple[Collection[str | int], str, str], ...] = (
      "{handle} names an unknown revision. Expected a branch, a tag or a commit.", ""),
     (("LocalEntryNotFoundError",),
      "Cannot reach Hugging Face for {handle}, and the cache has no complete copy. Check the "
-     "network and HF_HUB_OFFLINE.", ""),
+     f"{CONNECTION}.", ""),
     (("OSError",), f"The download of {{handle}} was interrupted ({{reason}}). {AGAIN}", NO_PUSH),
     (("HFValidationError",), NO_DOWNLOAD, NO_PUSH),
     (UNEXPECTED,

@@ -137,6 +137,7 @@ def test_a_warm_cache_works_offline(done, tmp_path):
     assert known["files"] == {FILE: sha256(CONTENT)}
     for outcome in unknown:
         assert "Cannot reach Hugging Face for hf://org/" in outcome["line"]
+        assert "Check the network, HF_ENDPOINT and HF_HUB_OFFLINE." in outcome["line"]
 
 
 @pytest.mark.parametrize(
