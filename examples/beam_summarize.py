@@ -6,8 +6,9 @@
 
 The input is .txt with a text per line, or .jsonl with objects that have a "text"; the output is
 .jsonl, or .parquet with the columns id, text, generated_text, score and error. Texts that cannot be
-summarized are in the --failed files, with an "error". Paths may be on any file system of Beam; all
-machines must find the artifact. All other options are those of Beam's runner.
+summarized are in the --failed files, with an "error", and the exit code is 1. Paths may be on any
+file system of Beam; all machines must find the artifact. All other options are those of Beam's
+runner.
 
 The files are named after the number of shards, as in headlines-00003-of-00004.jsonl. Beam writes
 temporary files, and renames them when the pipeline has ended: a failed run leaves no output, and a
@@ -27,17 +28,21 @@ if __name__ == "__main__":  # before Beam, which warns of packages, and logs tra
 import apache_beam as beam
 import pyarrow
 from apache_beam.io.filesystem import FileSystem
+from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.ml.inference.base import RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import PipelineResult
 
 from bart_export.artifact.artifact import Artifact
 from bart_export.errors import InputError
 from bart_export.locations import redacted
+from bart_export.progress import plural
 from bart_export.runtime.lines import row_of_line, row_of_object
 from bart_export.runtime.results import Row
 from bart_export.scale import place_of, reason_of
 from bart_export.scale.beam import BartModelHandler, error_rows, result_row
 
+READ, FAILED = "read_texts", "failed_texts"  # counters
 QUIET = ["--default_sdk_harness_log_level=ERROR"]
 READERS = {".txt": row_of_line, ".jsonl": row_of_object, ".ndjson": row_of_object}
 WRITTEN = (".jsonl", ".parquet")
@@ -56,11 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser, own, flags = parse(arguments)
     try:
         Artifact.open(own.artifact)  # before workers start
-        with beam.Pipeline(options=PipelineOptions([*QUIET, *flags])) as pipeline:
+        pipeline = beam.Pipeline(options=PipelineOptions([*QUIET, *flags]))
+        with pipeline:
             lines = pipeline | beam.io.ReadFromText(own.input, coder=beam.coders.BytesCoder())
             rows, unusable = (
                 lines
                 | beam.Map(row_of, READERS[suffix_of(own.input)])
+                | "Count" >> beam.Map(counted, READ)
                 | beam.Partition(lambda row, _: int("error" in row), 2)
             )
             predictions, dead = (
@@ -73,11 +80,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write(predictions | beam.Map(result_row), own.output, own.shards)
             letters = (dead.failed_inferences, *dead.failed_postprocessing) | beam.Flatten()
             failed = (unusable, letters | beam.FlatMap(error_rows)) | "Failed" >> beam.Flatten()
-            write(failed, own.failed, 1)
+            write(failed | beam.Map(counted, FAILED), own.failed, 1)
+        count, failures = (count_of(pipeline.result, name) for name in (READ, FAILED))
     except KeyboardInterrupt:
         parser.exit(130, "Interrupted.\n")
     except Exception as error:  # of any library and any process
         parser.exit(2, f"Error: {reason_of(error)}\n")
+    if failures:
+        where = f'see "error" in the files of {redacted(own.failed)}'
+        parser.exit(1, f"No result for {failures} of {plural(count, 'text')}: {where}.\n")
 
 
 def parse(
@@ -123,6 +134,18 @@ def row_of(line: bytes, read: Callable[[bytes], Row]) -> Row:
     except UnicodeEncodeError:
         return {**row_of_line(line), "error": "The line must be valid Unicode, without \\ud800."}
     return row
+
+
+def counted(row: Row, name: str) -> Row:
+    """Return a row, and count it."""
+    Metrics.counter("beam_summarize", name).inc()
+    return row
+
+
+def count_of(result: PipelineResult, name: str) -> int:
+    """Return a counter's value at the end of a pipeline."""
+    counters = result.metrics().query(MetricsFilter().with_name(name))["counters"]
+    return sum(counter.result for counter in counters)
 
 
 def suffix_of(path: str) -> str:

@@ -19,6 +19,7 @@ import click
 from bart_export.cli import COUNT, THREADS
 from bart_export.errors import import_extra, one_line
 from bart_export.locations import redacted
+from bart_export.progress import plural
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send statistics to its developers
 
@@ -40,7 +41,7 @@ def location(path: str) -> str:
 @click.option("--threads", type=THREADS, default=1, show_default=True, help="Cores of each worker.")
 @click.option(
     "--rows", type=COUNT, default=1024, show_default=True,
-    help="Rows of a file; a worker that dies loses them.",
+    help="Rows of an output file; if a worker dies, its file is computed again.",
 )  # fmt: skip
 @click.option("--num-beams", type=int, help="Number of beams; 1 is greedy search.")
 @click.option("--max-length", type=int, help="Maximum number of tokens.")
@@ -55,7 +56,7 @@ def main(
     rows: int,
     address: str | None,
     **parameters: Any,
-) -> None:
+) -> int:
     """Generate from the rows of SOURCE (JSON Lines, or .parquet) with ARTIFACT into OUTPUT.
 
     SOURCE is a file or a directory. On a cluster, all machines must find the three at the same
@@ -83,7 +84,7 @@ def main(
     texts = open_rows(source)
     if texts is None:
         click.echo(f"{redacted(source)} has no rows.")
-        return
+        return 0
     ids, filesystem = open_checkpoint(output, texts, settings)
     # On this machine, declare two more CPUs than the workers have: Ray starts them first, and
     # without CPUs left the tasks that read and write would wait forever.
@@ -117,7 +118,11 @@ def main(
             "special characters, and run the same command again."
         )
     refused = results.count_rows(filter=pyarrow.dataset.field("error").is_valid())
-    click.echo(f"{redacted(output)}: {count} texts, {refused} of them refused; see their error.")
+    click.echo(f"{redacted(output)}: {plural(count, 'text')}.")
+    if refused:
+        where = f'see "error" in their rows of {redacted(output)}'
+        click.echo(f"No result for {refused} of {plural(count, 'text')}: {where}.", err=True)
+    return 1 if refused else 0
 
 
 def reach(address: str) -> None:
@@ -134,7 +139,7 @@ def reach(address: str) -> None:
 def run() -> int:
     """Run the command, and return its exit code."""
     try:
-        main(standalone_mode=False)
+        return int(main(standalone_mode=False))
     except click.ClickException as error:
         error.show()
     except click.Abort:
@@ -144,8 +149,6 @@ def run() -> int:
         from bart_export.scale import reason_of
 
         click.echo(f"Error: {reason_of(error)}", err=True)
-    else:
-        return 0
     return 2
 
 

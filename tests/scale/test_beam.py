@@ -226,7 +226,7 @@ def example():
 
 
 def test_the_example_replaces_its_files_and_keeps_what_it_cannot_read(
-    example, location, generator, tmp_path
+    example, location, generator, capsys, tmp_path
 ):
     texts = [*SHORT[:6], "a long text " * 2000]
     lines = [json.dumps({"id": n, "text": text}).encode() for n, text in enumerate(texts)]
@@ -249,7 +249,10 @@ def test_the_example_replaces_its_files_and_keeps_what_it_cannot_read(
 
     def summarize(name, suffix):
         output = f"--output={tmp_path / name}{suffix}"
-        example.main([location, f"--input={tmp_path}/texts.jsonl", output, *flags])
+        with pytest.raises(SystemExit, match="1"):
+            example.main([location, f"--input={tmp_path}/texts.jsonl", output, *flags])
+        refused = f'{len(unusable)} of {len(lines)} texts: see "error" in the files of {tmp_path}'
+        assert capsys.readouterr().err == f"No result for {refused}/failed.jsonl.\n"
         return sorted(path.name for path in tmp_path.glob(f"{name}-*"))
 
     for _ in range(2):

@@ -103,10 +103,10 @@ def content(file):
 
 
 def ended(process):
-    """Wait until the example has succeeded, and return what it printed and logged."""
+    """Wait until the example has refused some texts, and return what it printed and logged."""
     code = process.wait(SECONDS)
     log = content(process.log)
-    assert code == 0, log
+    assert code == 1, log
     return content(process.printed), log
 
 
@@ -158,10 +158,11 @@ def test_each_id_is_there_once_whatever_is_killed(mini_artifact, source, expecte
         with start() as process:
             wait_for_files(output, 50, process)
             killed.add(ray_nodes.kill_worker(cluster, killed))
-            printed, _ = ended(process)
+            printed, log = ended(process)
     assert len(killed) == 4
     assert answers(output) == expected
-    assert printed == f"{output}: {COUNT} texts, 2 of them refused; see their error.\n"
+    assert printed == f"{output}: {COUNT} texts.\n"
+    assert log.splitlines()[-1].startswith(f"No result for 2 of {COUNT} texts: ")
 
 
 def test_on_this_machine_a_second_run_adds_only_new_rows(place, source, expected):
@@ -175,7 +176,9 @@ def test_on_this_machine_a_second_run_adds_only_new_rows(place, source, expected
         with summarizing(*arguments[:-1], str(named), "--truncate", cwd=place) as process:
             printed, log = ended(process)
         shown = str(named).removesuffix("?a=b")
-        assert printed == f"{shown}: {count} texts, 1 of them refused; see their error.\n"
+        assert printed == f"{shown}: {count} texts.\n"
+        reason = f'No result for 1 of {count} texts: see "error" in their rows of {shown}.'
+        assert log.splitlines()[-1] == reason
         assert not re.findall("INFO|Traceback|DeprecationWarning", log), log
     found = answers(output)
     assert found.pop(LONG) is not None  # truncated
