@@ -19,7 +19,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from bart_export import contract
 from bart_export.config import BartConfig
-from bart_export.convert.rounding import Content, FloatArray
+from bart_export.convert.rounding import Content, FloatArray, read_model
 from bart_export.quiet import native_stderr_silenced
 
 IntArray = npt.NDArray[np.int32]
@@ -100,17 +100,15 @@ class TracedFile:
 
 def activation_names(content: Content) -> dict[str, tuple[int, dict[int, str]]]:
     """Return each signature's subgraph number, and the names of the float tensors it computes."""
-    model = schema.Model.GetRootAs(content, 0)
-    found = {}
-    for definition in map(model.SignatureDefs, range(model.SignatureDefsLength())):
-        graph = model.Subgraphs(definition.SubgraphIndex())
+    model, found = read_model(content), {}
+    for definition in model.signatureDefs:
         computed = {
-            index: tensor.Name().decode()
-            for index, tensor in enumerate(map(graph.Tensors, range(graph.TensorsLength())))
-            if tensor.Type() == schema.TensorType.FLOAT32
-            and model.Buffers(tensor.Buffer()).DataIsNone()
+            index: tensor.name.decode()
+            for index, tensor in enumerate(model.subgraphs[definition.subgraphIndex].tensors)
+            if tensor.type == schema.TensorType.FLOAT32
+            and model.buffers[tensor.buffer].data is None
         }
-        found[definition.SignatureKey().decode()] = definition.SubgraphIndex(), computed
+        found[definition.signatureKey.decode()] = definition.subgraphIndex, computed
     return found
 
 

@@ -14,18 +14,18 @@ import pathlib
 import re
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import NamedTuple
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from litert_quantizer import qtyping, quantizer, recipe_manager
 
 from bart_export.convert.calibration import Ranges
-from bart_export.convert.rounding import Content, floats, require_full_blocks, round_blocks
+from bart_export.convert.rounding import floats, read_model, require_full_blocks, round_blocks
+from bart_export.convert.tflite import builtin_code
 from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes.table import LEAST_ERROR, MIN_MAX, MODES, Recipe, Storage
 
-BUILTIN_NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items()}
+BUILTIN_NAMES: dict[int, str] = {code: name for name, code in vars(schema.BuiltinOperator).items()}
 MATRIX_OPERATORS = (
     qtyping.TFLOperationName.FULLY_CONNECTED,
     qtyping.TFLOperationName.EMBEDDING_LOOKUP,
@@ -68,8 +68,8 @@ def quantize(
     Raises:
         ConfigurationError: if the recipe's blocks do not fill the rows of a matrix.
     """
-    content = np.memmap(path, np.uint8, "r")
-    require_full_blocks(content, recipe, layers)
+    model = read_model(np.memmap(path, np.uint8, "r"))
+    require_full_blocks(model, recipe, layers)
     manager = recipe_manager.RecipeManager()
     bits = MODES[recipe.mode].activation_bits
     statistics = None
@@ -77,20 +77,21 @@ def quantize(
         add_matrices(manager, recipe, layers)
         if bits is not None:
             assert ranges is not None
-            fitted = fit_ranges(content, ranges, bits)
-            fitting = set(layers) - saturating_layers(content, fitted, bits)
-            add_integer_operators(manager, recipe, sorted(fitting), content, bits)
+            fitted = fit_ranges(model, ranges, bits)
+            fitting = set(layers) - saturating_layers(model, fitted, bits)
+            add_integer_operators(manager, recipe, sorted(fitting), model, bits)
             statistics = {
                 name: {"min": np.array([low], np.float32), "max": np.array([high], np.float32)}
                 for name, (low, high) in fitted.items()
             }
         tool = quantizer.Quantizer(str(path), manager.get_quantization_recipe())
-        quantized = bytearray(tool.quantize(statistics).quantized_model)
+        content = bytearray(tool.quantize(statistics).quantized_model)
+    quantized = read_model(content)
     if bits is not None:
         restore_outputs(quantized)
     rounded = [layer for layer in layers if recipe.storage(layer).algorithm == LEAST_ERROR]
-    round_blocks(quantized, content, rounded)
-    return quantized
+    round_blocks(quantized, model, rounded)
+    return content
 
 
 @contextlib.contextmanager
@@ -148,7 +149,7 @@ def add_integer_operators(
     manager: recipe_manager.RecipeManager,
     recipe: Recipe,
     layers: Collection[str],
-    content: Content,
+    model: schema.ModelT,
     bits: int,
 ) -> None:
     """Configure the operators whose inputs and outputs are integers of `bits` bits."""
@@ -166,10 +167,11 @@ def add_integer_operators(
                 algorithm_key=storage.algorithm,
             )
     named: dict[str, list[str]] = {}  # output tensors by operator name
-    for graph in graphs(content):
-        for operator, kind in operator_kinds(graph):
+    for graph in model.subgraphs:
+        for operator, kind in operator_kinds(model, graph):
             if kind in INTEGER_OPERATORS[recipe.mode]:
-                named.setdefault(operator.name, []).append(graph.names[operator.outputs[0]])
+                name = operator_name(model, operator)
+                named.setdefault(name, []).append(tensor_name(graph, operator.outputs[0]))
     for name, results in named.items():
         manager.add_static_config(
             regex=f"^({'|'.join(map(re.escape, results))});?$",
@@ -179,64 +181,42 @@ def add_integer_operators(
         )
 
 
-class Operator(NamedTuple):
-    """An operator of a subgraph: its builtin name and the indices of its tensors."""
-
-    name: str
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
+def operator_name(model: schema.ModelT, operator: schema.OperatorT) -> str:
+    """Return the name of an operator."""
+    return BUILTIN_NAMES[builtin_code(model, operator)]
 
 
-class Graph(NamedTuple):
-    """A subgraph: its operators, the names of its tensors, and its float inputs."""
-
-    operators: tuple[Operator, ...]
-    names: tuple[str, ...]
-    float_inputs: frozenset[int]
+def tensor_name(graph: schema.SubGraphT, index: int) -> str:
+    """Return the name of a tensor."""
+    return str(graph.tensors[index].name.decode())
 
 
-def graphs(content: Content) -> Iterator[Graph]:
-    """Yield the subgraphs of a file, without reading its weights."""
-    model = schema.Model.GetRootAs(content, 0)
-    codes = map(model.OperatorCodes, range(model.OperatorCodesLength()))
-    names = [BUILTIN_NAMES[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())] for code in codes]
-    for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
-        tensors = [graph.Tensors(index) for index in range(graph.TensorsLength())]
-        operators = tuple(
-            Operator(
-                names[operator.OpcodeIndex()],
-                tuple(operator.InputsAsNumpy().tolist()),
-                tuple(operator.OutputsAsNumpy().tolist()),
-            )
-            for operator in map(graph.Operators, range(graph.OperatorsLength()))
-        )
-        float_inputs = frozenset(
-            index
-            for index in graph.InputsAsNumpy().tolist()
-            if tensors[index].Type() == schema.TensorType.FLOAT32
-        )
-        tensor_names = tuple(tensor.Name().decode() for tensor in tensors)
-        yield Graph(operators, tensor_names, float_inputs)
-
-
-def operator_kinds(graph: Graph) -> Iterator[tuple[Operator, str]]:
+def operator_kinds(
+    model: schema.ModelT, graph: schema.SubGraphT
+) -> Iterator[tuple[schema.OperatorT, str]]:
     """Yield the operators that compute activations, each with its name or `MASKING`.
 
     Activations are computed from embeddings and float inputs, unlike masks, which depend only on
     ids.
     """
-    activations = set(graph.float_inputs)
+    float32, softmax = schema.TensorType.FLOAT32, schema.BuiltinOperator.SOFTMAX
+    activations = {index for index in graph.inputs if graph.tensors[index].type == float32}
+    normalized = {
+        index
+        for operator in graph.operators
+        if builtin_code(model, operator) == softmax
+        for index in operator.inputs
+    }
     for operator in graph.operators:
-        if operator.name != "EMBEDDING_LOOKUP" and not activations & set(operator.inputs):
+        name = operator_name(model, operator)
+        if name != "EMBEDDING_LOOKUP" and activations.isdisjoint(operator.inputs):
             continue
         activations.update(operator.outputs)
         (result,) = operator.outputs
-        readers = [reader for reader in graph.operators if result in reader.inputs]
-        masking = operator.name == "ADD" and any(reader.name == "SOFTMAX" for reader in readers)
-        yield operator, MASKING if masking else operator.name
+        yield operator, MASKING if name == "ADD" and result in normalized else name
 
 
-def fit_ranges(content: Content, measured: Ranges, bits: int) -> Ranges:
+def fit_ranges(model: schema.ModelT, measured: Ranges, bits: int) -> Ranges:
     """Return the ranges for activations of `bits` bits.
 
     They are the measured ranges plus headroom, except for masks and masked scores: the score of a
@@ -248,53 +228,48 @@ def fit_ranges(content: Content, measured: Ranges, bits: int) -> Ranges:
     margin = (bits + 1) * math.log(2)
     room = HEADROOM[bits]
     fitted = {name: (room * low, room * high) for name, (low, high) in measured.items()}
-    for graph in graphs(content):
-        sums = [operator for operator, kind in operator_kinds(graph) if kind == MASKING]
+    for graph in model.subgraphs:
+        sums = [operator for operator, kind in operator_kinds(model, graph) if kind == MASKING]
         depths: dict[str, float] = {}
         for operator in sums:
-            scores, mask = (graph.names[index] for index in operator.inputs)
+            scores, mask = (tensor_name(graph, index) for index in operator.inputs)
             low, high = fitted[scores]
             depths[mask] = max(depths.get(mask, 0.0), high - low + margin)
-            fitted[graph.names[operator.outputs[0]]] = low - margin, high
+            fitted[tensor_name(graph, operator.outputs[0])] = low - margin, high
         fitted |= {mask: (-depth, 0.0) for mask, depth in depths.items()}
     return fitted
 
 
-def saturating_layers(content: Content, fitted: Ranges, bits: int) -> set[str]:
+def saturating_layers(model: schema.ModelT, fitted: Ranges, bits: int) -> set[str]:
     """Return the layers whose bias is too large for its integer type and would silently saturate.
 
     This happens if a row of the matrix is almost zero, such as the padding token's embedding in a
     model with a logits bias.
     """
-    model = schema.Model.GetRootAs(content, 0)
-    saturating = set()
-    for number, graph in enumerate(graphs(content)):
-        tensors = model.Subgraphs(number).Tensors
+    saturating, projection = set(), schema.BuiltinOperator.FULLY_CONNECTED
+    for graph in model.subgraphs:
         for operator in graph.operators:
-            with_bias = operator.name == "FULLY_CONNECTED" and len(operator.inputs) == 3
+            with_bias = builtin_code(model, operator) == projection and len(operator.inputs) == 3
             if not with_bias or operator.inputs[2] < 0:
                 continue
-            read, matrix, bias = operator.inputs
-            low, high = fitted[graph.names[read]]
-            rows = np.abs(floats(model, content, tensors(matrix))).max(axis=1) / 127
+            read, matrix, bias = (graph.tensors[index] for index in operator.inputs)
+            low, high = fitted[read.name.decode()]
+            rows = np.abs(floats(model, matrix)).max(axis=1) / 127
             largest = LARGEST_BIAS * rows * ((high - low) / 2**bits)
-            if (np.abs(floats(model, content, tensors(bias))) > largest).any():
-                result = graph.names[operator.outputs[0]]
+            if (np.abs(floats(model, bias)) > largest).any():
+                result = tensor_name(graph, operator.outputs[0])
                 saturating.add(result.partition("/")[2].rpartition("/")[0])
     return saturating
 
 
-def restore_outputs(content: bytearray) -> None:
+def restore_outputs(model: schema.ModelT) -> None:
     """Restore the subgraph outputs that a quantized file's signatures name.
 
     If a tensor is both an output and quantized for an operator inside the graph, LiteRT Quantizer
     0.10 lists the quantized copy as the output, and LiteRT does not find the signature's output.
     """
-    model = schema.Model.GetRootAs(content, 0)
-    for definition in map(model.SignatureDefs, range(model.SignatureDefsLength())):
-        outputs = model.Subgraphs(definition.SubgraphIndex()).OutputsAsNumpy()  # a view
-        named = {
-            definition.Outputs(index).TensorIndex() for index in range(definition.OutputsLength())
-        }
+    for definition in model.signatureDefs:
+        outputs = model.subgraphs[definition.subgraphIndex].outputs  # a view of the file
+        named = {output.tensorIndex for output in definition.outputs}
         lost = sorted(named - set(outputs.tolist()))
         outputs[[index for index, output in enumerate(outputs) if output not in named]] = lost

@@ -9,7 +9,6 @@ integer. The file keeps LiteRT Quantizer's layout; only integers and scales are 
 
 import re
 from collections.abc import Container, Iterator
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -33,74 +32,67 @@ DAMPING = 0.01  # GPTQ's value, relative to the mean second moment
 SMALLEST = 2.0**-24  # the smallest positive float16
 
 
-def round_blocks(quantized: bytearray, content: Content, layers: Container[str]) -> None:
+def read_model(content: Content) -> schema.ModelT:
+    """Return the objects of a file, whose arrays share its memory.
+
+    In the layout for files above 2 GB, the bytes are at the end of the file, not in the buffers.
+    """
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    for buffer in model.buffers:
+        if buffer.offset > 1:
+            buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
+    return model
+
+
+def round_blocks(quantized: schema.ModelT, original: schema.ModelT, layers: Container[str]) -> None:
     """Replace the integers and scales of blockwise layers in a quantized file, in place.
 
-    `content` is the content of the float file that was quantized.
+    `original` is the float file that was quantized.
     """
-    original, model = (schema.Model.GetRootAs(data, 0) for data in (content, quantized))
     sources = dict(matrices(original))
     # Signatures share buffers.
     chosen = {
-        tensor.Buffer(): (layer, graph, tensor)
-        for layer, (graph, tensor) in matrices(model)
+        tensor.buffer: (layer, graph, tensor.quantization.details)
+        for layer, (graph, tensor) in matrices(quantized)
         if layer in layers
     }
-    for buffer, (layer, graph, tensor) in chosen.items():
-        blockwise = schema.BlockwiseQuantization()
-        details = tensor.Quantization().Details()
-        blockwise.Init(details.Bytes, details.Pos)
-        weights = floats(original, content, sources[layer][1])
+    for buffer, (layer, graph, blocks) in chosen.items():
+        weights = floats(original, sources[layer][1])
         is_table = layer == layer_name(TOKEN_EMBEDDING)
         moments = embedding_moments(weights) if is_table else None
-        codes, scales = round_matrix(weights, blockwise.BlockSize(), moments)
+        codes, scales = round_matrix(weights, blocks.blockSize, moments)
         # Two integers per byte, the first in the low bits.
         nibbles = codes.reshape(-1).view(np.uint8) & np.uint8(15)
-        packed = nibbles[0::2] | (nibbles[1::2] << np.uint8(4))
-        buffer_view(model, quantized, buffer, np.uint8)[:] = packed
-        kept = graph.Tensors(blockwise.Scales()).Buffer()
-        buffer_view(model, quantized, kept, np.float16)[:] = scales.reshape(-1).astype(np.float16)
+        quantized.buffers[buffer].data[:] = nibbles[0::2] | (nibbles[1::2] << np.uint8(4))
+        kept = quantized.buffers[graph.tensors[blocks.scales].buffer].data
+        kept.view(np.float16)[:] = scales.reshape(-1).astype(np.float16)
 
 
-def require_full_blocks(content: Content, recipe: Recipe, layers: Container[str]) -> None:
+def require_full_blocks(model: schema.ModelT, recipe: Recipe, layers: Container[str]) -> None:
     """Raise ConfigurationError unless a recipe's blocks fill the rows of a file's matrices."""
-    for layer, (_, tensor) in matrices(schema.Model.GetRootAs(content, 0)):
-        block = BLOCK.fullmatch(str(recipe.storage(layer).granularity))
-        if layer in layers and block and tensor.Shape(1) % int(block[1]):
+    for layer, (_, tensor) in matrices(model):
+        block, columns = BLOCK.fullmatch(str(recipe.storage(layer).granularity)), tensor.shape[1]
+        if layer in layers and block and columns % int(block[1]):
             raise ConfigurationError(
                 f"The recipe {recipe.name} stores {layer} in blocks of {block[1]}, but a row has "
-                f"{tensor.Shape(1)} weights, which is not a multiple of {block[1]}. Use a recipe "
-                "file that stores this layer in blocks of a different size, or as int8."
+                f"{columns} weights, which is not a multiple of {block[1]}. Use a recipe file that "
+                "stores this layer in blocks of a different size, or as int8."
             )
 
 
-def matrices(model: schema.Model) -> Iterator[tuple[str, tuple[schema.SubGraph, schema.Tensor]]]:
+def matrices(model: schema.ModelT) -> Iterator[tuple[str, tuple[schema.SubGraphT, schema.TensorT]]]:
     """Yield (layer, (graph, tensor)) for every matrix in every subgraph."""
-    for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
-        for tensor in map(graph.Tensors, range(graph.TensorsLength())):
-            name = tensor.Name().decode()
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            name = tensor.name.decode()
             if name.endswith(MATRIX):
                 yield name.partition("/")[2].removesuffix(MATRIX), (graph, tensor)
 
 
-def buffer_view(
-    model: schema.Model, content: Content, number: int, dtype: npt.DTypeLike
-) -> npt.NDArray[Any]:
-    """Return a buffer of a file as an array that shares its memory.
-
-    In the layout for files above 2 GB, the bytes are at the end of the file, not in the buffer.
-    """
-    buffer = model.Buffers(number)
-    if buffer.Offset() > 1:
-        data = np.frombuffer(content, np.uint8, buffer.Size(), buffer.Offset())
-    else:
-        data = buffer.DataAsNumpy()
-    return data.view(dtype)
-
-
-def floats(model: schema.Model, content: Content, tensor: schema.Tensor) -> FloatArray:
+def floats(model: schema.ModelT, tensor: schema.TensorT) -> FloatArray:
     """Return the values of a constant float tensor."""
-    return buffer_view(model, content, tensor.Buffer(), np.float32).reshape(tensor.ShapeAsNumpy())
+    values: FloatArray = model.buffers[tensor.buffer].data.view(np.float32).reshape(tensor.shape)
+    return values
 
 
 def round_matrix(

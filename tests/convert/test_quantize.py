@@ -14,7 +14,7 @@ from bart_export.convert import quantize as quantization
 from bart_export.convert import rounding
 from bart_export.convert.calibration import activation_names
 from bart_export.convert.quantize import quantize
-from bart_export.convert.rounding import buffer_view, matrices
+from bart_export.convert.rounding import matrices, read_model
 from bart_export.errors import ConfigurationError
 from bart_export.export.target import CalibrationTexts
 from bart_export.export.tflite_target import calibrate_file
@@ -72,33 +72,24 @@ def contents(mini_artifact, float_file):
 
 def storage_of(content):
     """Return layer -> (type, number of scales, block size) of its matrix, which is there once."""
-    model = schema.Model.GetRootAs(content, 0)
     found, buffers = {}, {}
-    for layer, (graph, tensor) in matrices(model):
-        quantization = tensor.Quantization()
-        scales, size = quantization.ScaleLength() if quantization else 0, 0
-        if quantization and quantization.Details():
-            blockwise = blocks_of(tensor)
-            scales = int(np.prod(graph.Tensors(blockwise.Scales()).ShapeAsNumpy()))
-            size = blockwise.BlockSize()
-        found.setdefault(layer, set()).add((TYPES[tensor.Type()], scales, size))
-        buffers.setdefault(layer, set()).add(tensor.Buffer())
+    for layer, (graph, tensor) in matrices(read_model(content)):
+        scales = size = 0
+        if quantization := tensor.quantization:
+            scales = 0 if quantization.scale is None else len(quantization.scale)
+            if blocks := quantization.details:
+                scales, size = int(np.prod(graph.tensors[blocks.scales].shape)), blocks.blockSize
+        found.setdefault(layer, set()).add((TYPES[tensor.type], scales, size))
+        buffers.setdefault(layer, set()).add(tensor.buffer)
     assert {len(one) for one in (*found.values(), *buffers.values())} == {1}
     return {layer: ways.pop() for layer, ways in found.items()}
 
 
-def blocks_of(tensor):
-    blockwise = schema.BlockwiseQuantization()
-    details = tensor.Quantization().Details()
-    blockwise.Init(details.Bytes, details.Pos)
-    return blockwise
-
-
 def stated_storage(recipe, path):
     """Return what a recipe says of every matrix of a float file, as `storage_of` finds it."""
-    model, stated = schema.Model.GetRootAs(path.read_bytes(), 0), {}
-    for layer, (_, tensor) in matrices(model):
-        outputs, inputs = tensor.ShapeAsNumpy()
+    stated = {}
+    for layer, (_, tensor) in matrices(read_model(path.read_bytes())):
+        outputs, inputs = tensor.shape
         storage = recipe.storage(layer)
         shared, _, size = (storage.granularity or "").partition("_")
         number = {"": 0, "tensorwise": 1, "channelwise": outputs}.get(shared)
@@ -129,21 +120,19 @@ def test_a_recipe_of_ones_own_stores_every_layer_as_it_says(mini_artifact, float
 
 def stored_floats(content, layer):
     """Return a matrix that is stored in blocks, as float32."""
-    model = schema.Model.GetRootAs(content, 0)
+    model = read_model(content)
     graph, tensor = dict(matrices(model))[layer]
-    blockwise = blocks_of(tensor)
-    nibbles = buffer_view(model, content, tensor.Buffer(), np.uint8)
-    codes = np.stack([nibbles & 15, nibbles >> 4], -1).reshape(-1, blockwise.BlockSize())
+    blocks, nibbles = tensor.quantization.details, model.buffers[tensor.buffer].data
+    codes = np.stack([nibbles & 15, nibbles >> 4], -1).reshape(-1, blocks.blockSize)
     signed = (codes.astype(np.int8) ^ 8) - 8
-    scales = buffer_view(model, content, graph.Tensors(blockwise.Scales()).Buffer(), np.float16)
-    return (signed * scales[:, None].astype(np.float32)).reshape(tensor.ShapeAsNumpy())
+    scales = model.buffers[graph.tensors[blocks.scales].buffer].data.view(np.float16)
+    return (signed * scales[:, None].astype(np.float32)).reshape(tensor.shape)
 
 
 def test_blocks_hold_what_rounding_chose(contents, float_file):
-    layer, source = "decoder/layer_1/feedforward_output", float_file.read_bytes()
-    model = schema.Model.GetRootAs(source, 0)
+    layer, model = "decoder/layer_1/feedforward_output", read_model(float_file.read_bytes())
     _, tensor = dict(matrices(model))[layer]
-    weights = rounding.floats(model, source, tensor)
+    weights = rounding.floats(model, tensor)
     codes, scales = rounding.round_matrix(weights, 64)
     expected = codes.reshape(*scales.shape, 64) * scales[..., None]
     np.testing.assert_array_equal(
@@ -189,11 +178,10 @@ def static_recipe(mini_artifact, static_artifact, tmp_path_factory):
 
 def results(content):
     """Yield (operator, type of its first input, type of its result, name of its result)."""
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    model = read_model(content)
     for graph in model.subgraphs:
         for operator in graph.operators:
-            code = model.operatorCodes[operator.opcodeIndex]
-            name = quantization.BUILTIN_NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
+            name = quantization.operator_name(model, operator)
             read, result = graph.tensors[operator.inputs[0]], graph.tensors[operator.outputs[0]]
             yield name, TYPES[read.type], TYPES[result.type], result.name.decode()
 
@@ -279,14 +267,14 @@ def logits(engine, source, fed, rows):
 def test_what_is_masked_rounds_to_nothing_and_leaves_the_steps_to_the_others(
     float_file, bits, steps
 ):
-    content, room = float_file.read_bytes(), quantization.HEADROOM[bits]
-    graphs = list(quantization.graphs(content))
-    measured = {name: (-10.0, 6.0) for graph in graphs for name in graph.names}
-    fitted = quantization.fit_ranges(content, measured, bits)
+    model, room = read_model(float_file.read_bytes()), quantization.HEADROOM[bits]
+    tensors = (tensor for graph in model.subgraphs for tensor in graph.tensors)
+    measured = {tensor.name.decode(): (-10.0, 6.0) for tensor in tensors}
+    fitted = quantization.fit_ranges(model, measured, bits)
     masked = [
-        tuple(graph.names[index] for index in (*operator.inputs, *operator.outputs))
-        for graph in graphs
-        for operator, kind in quantization.operator_kinds(graph)
+        [graph.tensors[index].name.decode() for index in (*operator.inputs, *operator.outputs)]
+        for graph in model.subgraphs
+        for operator, kind in quantization.operator_kinds(model, graph)
         if kind == quantization.MASKING
     ]
     assert len(masked) == 21
@@ -337,9 +325,9 @@ def test_a_bias_that_would_saturate_keeps_its_layer_out_of_integers(
     # The padding token's row of the table is zero, and the checkpoint has a logits bias.
     for artifact, expected in ((distilled_artifact, {"token_embedding"}), (mini_artifact, set())):
         path = artifact.path(FILE)
-        fitted = same_range(path, 8.0)
+        model, fitted = read_model(path.read_bytes()), same_range(path, 8.0)
         for bits in (8, 16):
-            assert quantization.saturating_layers(path.read_bytes(), fitted, bits) == expected
+            assert quantization.saturating_layers(model, fitted, bits) == expected
     types = projections(distilled_artifact, RECIPES[AI16], 8.0)
     for decoder in ("decode", "decode_single", "decode_draft"):
         assert types.pop(f"{decoder}/token_embedding/output")[1] == "FLOAT32"
