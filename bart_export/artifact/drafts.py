@@ -38,7 +38,7 @@ from bart_export.artifact.artifact import (
     write_manifest,
 )
 from bart_export.artifact.manifest import FileEntry, Manifest
-from bart_export.errors import ArtifactError, shown
+from bart_export.errors import ArtifactError, VerificationFailed, shown
 
 fcntl: Any = None
 with contextlib.suppress(ImportError):
@@ -113,6 +113,7 @@ def draft(target: pathlib.Path) -> Iterator[Draft]:
     Raises:
         ArtifactError: if the target cannot be written, the disk is full, the target contains
             anything but an artifact, or another export is writing it.
+        VerificationFailed: if the block does; the message adds that nothing was committed.
     """
     try:
         target = pathlib.Path(os.path.realpath(target))
@@ -120,6 +121,8 @@ def draft(target: pathlib.Path) -> Iterator[Draft]:
         with place_beside(target) as place:
             (place / ARTIFACT).mkdir()
             yield Draft(place / ARTIFACT, target)
+    except VerificationFailed as error:
+        raise VerificationFailed(f"{error} Nothing was committed.") from error
     except OSError as error:
         place = error.filename or target
         advice = ADVICE.get(error.errno or 0, "Name another place with")

@@ -28,6 +28,7 @@ from bart_export.recipes import metrics, table
 
 if TYPE_CHECKING:
     from bart_export.artifact.artifact import Artifact
+    from bart_export.verify.data import Texts
 
 ALL = "all"
 SHAPES = ("dynamic", "static")
@@ -60,8 +61,8 @@ def tflite_options(values: Values) -> TfliteOptions:
     return TfliteOptions(
         recipes,
         static_shapes(values),
-        values.get("calibration_data"),
-        values.get("data"),
+        given_texts(values, "calibration_data"),
+        given_texts(values, "data"),
         metrics.parse_bounds(values.get("tolerance", ())),
     )
 
@@ -102,7 +103,14 @@ def edgetpu_options(values: Values) -> EdgeTpuOptions:
             "Segments have a fixed length: give --source-lengths a single value."
         )
     bounds = metrics.parse_bounds(values.get("tolerance", ()))
-    return EdgeTpuOptions(lengths[0], values.get("calibration_data"), bounds)
+    return EdgeTpuOptions(lengths[0], given_texts(values, "calibration_data"), bounds)
+
+
+def given_texts(values: Values, name: str) -> "Texts | None":
+    """Return the texts in the file of a parameter, or None if it was not given."""
+    from bart_export.verify.data import read_texts
+
+    return read_texts(values[name]) if name in values else None
 
 
 TARGETS = {
@@ -281,7 +289,6 @@ def export_to(
     from bart_export.artifact.drafts import check_replaceable
     from bart_export.checkpoints.resolve import ResolvedPreset
     from bart_export.cli import inspect
-    from bart_export.verify import data
 
     cli.require("Exporting", cli.EXPORT_PACKAGES, "export")
     recipes = options.recipes if isinstance(options, TfliteOptions) else ()
@@ -289,9 +296,6 @@ def export_to(
         # Check all arguments before TensorFlow is loaded, which takes seconds.
         resolved = ResolvedPreset(preset, task, stage)
         check_replaceable(pathlib.Path(os.path.realpath(output)))
-        for name in ("data", "calibration_data"):
-            if (path := getattr(options, name, None)) is not None:
-                data.read_texts(path)
         if isinstance(options, SavedModelOptions):
             options.settings(resolved.defaults.generation)
         with cli.loading_tensorflow(stage):

@@ -19,7 +19,7 @@ from bart_export.recipes import table as recipes
 if TYPE_CHECKING:
     from bart_export.tune.tune import Tuned
 
-STAGES = 18  # approximately, for a search over a hundred layers
+STAGES = 16  # approximately, for a search over a hundred layers
 
 
 @click.command()
@@ -47,7 +47,7 @@ def tune(
     """
     from bart_export.checkpoints.resolve import ResolvedPreset
     from bart_export.cli import batch_results
-    from bart_export.verify import data as examples
+    from bart_export.verify.data import read_texts
 
     bounds = metrics.parse_bounds(budget)
     path = output or pathlib.Path(f"{recipe_name(preset, bounds)}.json")
@@ -64,12 +64,11 @@ def tune(
     cli.require("Tuning", cli.EXPORT_PACKAGES, "export")
     with stages(STAGES) as stage:
         # Check all arguments before TensorFlow is loaded, which takes seconds.
-        ResolvedPreset(preset, stage=stage)
-        if data is not None:
-            examples.read_texts(data)
+        resolved = ResolvedPreset(preset, stage=stage)
+        texts = None if data is None else read_texts(data)
         with cli.loading_tensorflow(stage):
             from bart_export.tune.tune import tune as search
-        tuned = search(preset, path.stem, bounds, data, stage)
+        tuned = search(resolved, path.stem, bounds, texts, stage)
     show(tuned, bounds)
     with batch_results.writing(path):
         recipes.write_recipe(path, tuned.recipe)

@@ -133,11 +133,12 @@ def compare_artifact(
             others = [file for file in files if file.recipe.mode != "float"]
             return compare_files(others, baseline, texts, stage)
         cli.require("Comparing with a preset", cli.EXPORT_PACKAGES, "export")
-        ResolvedPreset(against)  # checked before TensorFlow is loaded, which takes seconds
+        # Read before TensorFlow is loaded, which takes seconds.
+        resolved = ResolvedPreset(against, stage=stage)
         with cli.loading_tensorflow(stage):
             from bart_export.verify.reference import preset_baseline
         with scratch_directory() as scratch:
-            baseline = preset_baseline(artifact, info, files, against, bounds, scratch, stage)
+            baseline = preset_baseline(artifact, info, files, resolved, bounds, scratch, stage)
             return compare_files(files, baseline, texts, stage)
 
 

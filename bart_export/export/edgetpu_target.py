@@ -16,21 +16,22 @@ from bart_export.edgetpu import compiler, parts
 from bart_export.edgetpu.compiler import Report
 from bart_export.errors import VerificationFailed
 from bart_export.export.options import EdgeTpuOptions
-from bart_export.export.target import CalibrationTexts, ExportedFile, ExportResult, Model
+from bart_export.export.target import ExportedFile, ExportResult, Model, calibration_texts
 from bart_export.progress import Stage
 from bart_export.recipes import table
-from bart_export.recipes.metrics import AT_MOST
+from bart_export.recipes.metrics import AT_MOST, Metric
 from bart_export.recipes.table import Recipe
 from bart_export.runtime.compiled_model import CompiledModelBackend
 from bart_export.runtime.edgetpu import open_edgetpu
 from bart_export.runtime.engine import FileEngine
 from bart_export.verify.compare import Cases, compare_model
 from bart_export.verify.reference import KerasReference
-from bart_export.verify.tolerance import Bound, bounds_of, note_nothing_committed, require_bounds
+from bart_export.verify.tolerance import Bound, bounds_of, require_bounds
+from bart_export.verify.traces import ArrayFigures
 
 # Largest error of the encoder output, relative to its standard deviation.
 ENCODER_TOLERANCE = 0.1
-TINY = 1e-30  # instead of a standard deviation of 0
+ENCODER = Metric("encoder", "the error of the encoder output", AT_MOST)
 
 
 def export_edgetpu(
@@ -39,8 +40,9 @@ def export_edgetpu(
     """Write the host file and the encoder segments."""
     config, rows = model.info.config, options.source_length
     recipe = table.with_bounds(table.RECIPES[table.DEFAULT], options.tolerance)
-    texts = CalibrationTexts.choose(options.calibration_data, model.directory)
-    sources = [model.info.encode(text) for text in texts.texts]
+    texts, calibration = calibration_texts(options.calibration_data, model.directory)
+    sources = list(map(model.info.encode, texts))
+    calibration = dataclasses.replace(calibration, samples=sum(map(len, sources)))
     (draft.directory / parts.DIRECTORY).mkdir()
     stage("write the host file")
     edgetpu.write_host(model.parameters, recipe, draft.directory / parts.HOST)
@@ -71,7 +73,7 @@ def export_edgetpu(
             *draft.content(segment.file),
             parts.TARGET,
             rows=rows,
-            calibration=texts.entry(samples=sum(map(len, sources))),
+            calibration=calibration,
             parameter_bytes=report.parameter_bytes,
             streamed_bytes=report.streamed_bytes,
         )
@@ -86,8 +88,7 @@ def check_segment(draft: Draft, segment: parts.Segment) -> Report:
     if not report.passes:
         faults = [f"{row.operator}: {row.status} ({row.reason})" for row in report.rows if row.rule]
         raise VerificationFailed(
-            f"{segment.file} must run entirely on the Edge TPU, but {'; '.join(faults)}. "
-            "Nothing was committed."
+            f"{segment.file} must run entirely on the Edge TPU, but {'; '.join(faults)}."
         )
     return report
 
@@ -122,13 +123,9 @@ def check_edgetpu(
     config, tokenizer = model.info.config, model.info.tokenizer
     engine = open_edgetpu(draft.directory / parts.HOST, config)
     error = encoder_error(engine, keras, cases)
-    with note_nothing_committed():
-        require_bounds(
-            parts.HOST,
-            [Bound("the error of the encoder output", error, ENCODER_TOLERANCE, AT_MOST)],
-        )
-        compared, answers = compare_model(parts.HOST, engine, tokenizer, cases, exact=recipe.exact)
-        require_bounds(parts.HOST, bounds_of(recipe, compared))
+    require_bounds(parts.HOST, [Bound(ENCODER, error, ENCODER_TOLERANCE)])
+    compared, answers = compare_model(parts.HOST, engine, tokenizer, cases, exact=recipe.exact)
+    require_bounds(parts.HOST, bounds_of(recipe, compared))
     verification = EdgeTpuVerification(
         **vars(compared),
         encoder=error,
@@ -143,13 +140,8 @@ def encoder_error(engine: FileEngine, keras: KerasReference, cases: Cases) -> fl
     assert isinstance(engine.backend, CompiledModelBackend)
     encoder = engine.backend.encoder
     assert encoder is not None
-    errors, spreads = [], []
+    figures = ArrayFigures()
     for source in dict.fromkeys(question.source_token_ids for question in cases.questions):
         ids = np.array([source], np.int32)
-        expected = np.asarray(keras.encode(ids), np.float32)[0]
-        errors.append(encoder(ids) - expected)
-        spreads.append(expected - expected.mean(axis=-1, keepdims=True))
-    error, spread = (
-        float(np.sqrt(np.mean(np.square(np.concatenate(rows))))) for rows in (errors, spreads)
-    )
-    return error / max(spread, TINY)
+        figures.add(np.asarray(keras.encode(ids), np.float32)[0], encoder(ids))
+    return figures.relative

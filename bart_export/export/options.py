@@ -1,33 +1,34 @@
 """The options of an export; their class chooses the target."""
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
-from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from bart_export.config import GenerationConfig
 from bart_export.contract import StaticShapes
 from bart_export.errors import ConfigurationError, lookup
 from bart_export.recipes.table import Recipe
 
+if TYPE_CHECKING:
+    from bart_export.verify.data import Texts
+
 DTYPES = ("float32", "bfloat16")
-NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
 class TfliteOptions:
     """Options of `.tflite` files.
 
-    `shapes` are those of a static build, or None for a dynamic one. `calibration_data` is a file of
-    texts, or None for the preset's own. `data` is a file of texts to verify with in addition to the
-    golden texts. `tolerance` overrides bounds of the recipes.
+    `shapes` are those of a static build, or None for a dynamic one. `calibration_data` are texts,
+    or None for the preset's own. `data` are texts to verify with in addition to the golden texts.
+    `tolerance` overrides bounds of the recipes.
     """
 
     recipes: tuple[Recipe, ...]
     shapes: StaticShapes | None = None
-    calibration_data: pathlib.Path | None = None
-    data: pathlib.Path | None = None
-    tolerance: Mapping[str, float] = dataclasses.field(default_factory=lambda: NOTHING)
+    calibration_data: "Texts | None" = None
+    data: "Texts | None" = None
+    tolerance: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,8 @@ class EdgeTpuOptions:
     """
 
     source_length: int = 128
-    calibration_data: pathlib.Path | None = None
-    tolerance: Mapping[str, float] = dataclasses.field(default_factory=lambda: NOTHING)
+    calibration_data: "Texts | None" = None
+    tolerance: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from bart_export.presets import CALIBRATION_FILE
 from bart_export.runtime.generator import ModelInfo
 from bart_export.verify import data, golden
 from bart_export.verify.compare import Cases
+from bart_export.verify.data import Texts
 from bart_export.verify.reference import KerasReference
 
 # Number of a preset's texts to calibrate with; more would hardly widen the ranges.
@@ -78,30 +79,19 @@ class ExportResult:
         return {file.name: file.measured for file in self.files if file.measured is not None}
 
 
-@dataclasses.dataclass(frozen=True)
-class CalibrationTexts:
-    """Texts to calibrate with.
+def calibration_texts(
+    given: Texts | None, preset: pathlib.Path
+) -> tuple[Sequence[str], manifest.Calibration]:
+    """Return the given texts, else the first in a preset's directory, else the golden ones.
 
-    `origin` is "given" (by the user), "preset" or "golden". `sha256` is the hash of the file, or of
-    the concatenated golden texts in UTF-8.
+    Also returns their manifest entry. Its `origin` is "given" (by the user), "preset" or "golden";
+    `sha256` is the hash of the file, or of the concatenated golden texts in UTF-8.
     """
-
-    texts: tuple[str, ...]
-    origin: str
-    sha256: str
-
-    @classmethod
-    def choose(cls, given: pathlib.Path | None, preset: pathlib.Path) -> "CalibrationTexts":
-        """Return the texts of a given file, else the preset's first texts, else the golden ones."""
-        own = preset / CALIBRATION_FILE
-        if given is None and not own.is_file():
-            joined = "".join(golden.TEXTS).encode()
-            return cls(golden.TEXTS, "golden", hashlib.sha256(joined).hexdigest())
-        texts = data.read_texts(given or own)
-        examples = texts.examples if given else texts.examples[:PRESET_TEXTS]
-        origin = "given" if given else "preset"
-        return cls(tuple(example.text for example in examples), origin, texts.file.sha256)
-
-    def entry(self, samples: int) -> manifest.Calibration:
-        """Return the manifest entry for a calibration with `samples` runs on these texts."""
-        return manifest.Calibration(len(self.texts), samples, self.origin, self.sha256)
+    own = preset / CALIBRATION_FILE
+    texts: Sequence[str] = golden.TEXTS
+    origin, digest = "golden", hashlib.sha256("".join(texts).encode()).hexdigest()
+    if given is not None or own.is_file():
+        origin, most = ("given", None) if given else ("preset", PRESET_TEXTS)
+        read = given or data.read_texts(own)
+        texts, digest = [each.text for each in read.examples[:most]], read.file.sha256
+    return texts, manifest.Calibration(len(texts), origin=origin, sha256=digest)

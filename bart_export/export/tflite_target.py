@@ -1,5 +1,6 @@
 """The TFLite target: a file for each recipe, quantized from one float32 file."""
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from bart_export.convert.calibration import Ranges, TracedModel, calibrate
 from bart_export.convert.quantize import quantize
 from bart_export.errors import ConfigurationError
 from bart_export.export.options import TfliteOptions
-from bart_export.export.target import CalibrationTexts, ExportedFile, ExportResult, Model
+from bart_export.export.target import ExportedFile, ExportResult, Model, calibration_texts
 from bart_export.progress import Stage
 from bart_export.recipes.table import RECIPES, STORAGES, Recipe, require_layers, with_bounds
 from bart_export.runtime import search, tflite_check
@@ -41,14 +42,14 @@ def export_tflite(model: Model, options: TfliteOptions, draft: Draft, stage: Sta
         shapes = shapes.limited_to(model.info.encoder_sequence_length).drafting(drafted)
     recipes = [with_bounds(recipe, options.tolerance) for recipe in options.recipes]
     require_fitting(model.info, recipes, shapes)
-    texts = CalibrationTexts.choose(options.calibration_data, model.directory)
+    texts, calibration = calibration_texts(options.calibration_data, model.directory)
     stage("convert the graph")
     float_file = write_float(model, recipes, shapes, draft)
-    ranges = entry = None
+    ranges = None
     if any(recipe.calibrated for recipe in recipes):
         stage("calibrate")
         ranges, samples = calibrate_file(float_file, model.info, shapes, texts)
-        entry = texts.entry(samples)
+        calibration = dataclasses.replace(calibration, samples=samples)
     name = "The float32 file that the others are made from"
     bounds = with_bounds(RECIPES["float32"], options.tolerance)
     base = TfliteFile.of_draft(name, float_file, bounds, config, shapes)
@@ -61,14 +62,14 @@ def export_tflite(model: Model, options: TfliteOptions, draft: Draft, stage: Sta
             path.write_bytes(quantize(float_file, recipe, layer_names(config), ranges))
         name = f"{TFLITE}/{path.name}"
         file = TfliteFile.of_draft(name, path, recipe, config, shapes)
-        entries = {name: file_entry(draft, name, recipe, config, shapes, entry)}
+        entries = {name: file_entry(draft, name, recipe, config, shapes, calibration)}
         check = functools.partial(check_tflite, gate, file)
         measured = Measured(shapes, file.open)
         written.append(ExportedFile(name, entries, check, measured=measured))
     # Sensitivities help to choose between recipes, so they are not measured for a single one.
     if shapes is None and sum(recipe.mode != "float" for recipe in recipes) > 1:
         stage("measure every layer's sensitivity")
-        return ExportResult(written, sensitivities(model, float_file, texts.texts, draft))
+        return ExportResult(written, sensitivities(model, float_file, texts, draft))
     return ExportResult(written)
 
 
@@ -90,7 +91,7 @@ def write_float(
 
 
 def calibrate_file(
-    path: pathlib.Path, info: ModelInfo, shapes: StaticShapes | None, texts: CalibrationTexts
+    path: pathlib.Path, info: ModelInfo, shapes: StaticShapes | None, texts: Sequence[str]
 ) -> tuple[Ranges, int]:
     """Calibrate a float file on texts, decoded with the preset's settings; see `calibrate`."""
     generation = info.generation
@@ -106,10 +107,7 @@ def calibrate_file(
         state = model.start(token_ids, num_beams, settings.max_length)
         search.run(search.search(settings), model.step, state)
 
-    buckets, sources = (
-        contract.tflite_buckets(info.config, shapes),
-        list(map(info.encode, texts.texts)),
-    )
+    buckets, sources = contract.tflite_buckets(info.config, shapes), list(map(info.encode, texts))
     return calibrate(path, info.config, buckets, sources, decode, generation.num_beams)
 
 

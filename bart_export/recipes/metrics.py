@@ -45,12 +45,6 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def meets_bound(name: str, value: float, bound: float) -> bool:
-    """Return whether a figure is within a bound; NaN is not."""
-    side = METRICS[name].side
-    return side * value <= side * bound
-
-
 def parse_bounds(bounds: Iterable[str]) -> dict[str, float]:
     """Parse bounds of the form NAME=VALUE; raise ConfigurationError for any other."""
     parsed = {}

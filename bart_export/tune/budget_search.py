@@ -24,7 +24,7 @@ from bart_export.artifact.artifact import sha256
 from bart_export.convert.quantize import quantize
 from bart_export.errors import EngineError, VerificationFailed
 from bart_export.progress import Stage
-from bart_export.recipes.metrics import AT_MOST, METRICS, meets_bound
+from bart_export.recipes.metrics import METRICS
 from bart_export.recipes.table import DEFAULT, Layers, Recipe, parse_recipe
 from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.runtime.generator import ModelInfo
@@ -32,6 +32,7 @@ from bart_export.tune.precision_steps import PrecisionStep, apply_steps
 from bart_export.tune.sensitivity import greedy_questions
 from bart_export.verify.compare import Cases, compare_model
 from bart_export.verify.data import Example
+from bart_export.verify.tolerance import Bound
 from bart_export.verify.traces import TINY, SignaturePair, Trace, TraceOutput, teacher_force
 
 TRIES = 4  # steps that the search tries to drop at the end
@@ -169,29 +170,23 @@ class BudgetSearch:
 
     def require_reachable(self, widest: Measured) -> None:
         """Raise VerificationFailed for the first metric whose bound the widest file misses."""
-        for metric, bound in self.budget.items():
-            figure = self.figure(metric, widest)
-            if not meets_bound(metric, figure, bound):
-                side = "at most" if METRICS[metric].side == AT_MOST else "at least"
+        for bound in self.bounds(widest):
+            if not bound.holds:
                 raise VerificationFailed(
-                    f"No dynamic file is within the budget: {METRICS[metric].description} must be "
-                    f"{side} {bound:g}, but is {figure:.6g} with {DEFAULT}. Nothing was written."
+                    f"No dynamic file is within the budget: with {DEFAULT}, {bound} Nothing was "
+                    "written."
                 )
 
     def within_budget(self, measured: Measured) -> bool:
         """Return whether a file is within the budget."""
-        return all(
-            meets_bound(metric, self.figure(metric, measured), bound)
-            for metric, bound in self.budget.items()
-        )
+        return all(bound.holds for bound in self.bounds(measured))
 
-    def figure(self, metric: str, measured: Measured) -> float:
-        """Return a metric's figure; for `top1`, the lower of the counted and predicted shares."""
-        figure = measured.figures[metric]
-        if metric != "top1":
-            return figure
+    def bounds(self, measured: Measured) -> list[Bound]:
+        """Return the budget's bounds; `top1` is the lower of the counted and predicted shares."""
         root = measured.root_kl
-        return min(figure, 1 - self.flips_per_root(root) * root)
+        predicted = 1 - self.flips_per_root(root) * root
+        figures = {**measured.figures, "top1": min(measured.figures["top1"], predicted)}
+        return [Bound(METRICS[name], figures[name], bound) for name, bound in self.budget.items()]
 
     def flips_per_root(self, about: float) -> float:
         """Return the share of steps with a different token, divided by the divergence's root.

@@ -5,10 +5,9 @@ Every layer starts in its narrowest storage. `precision_steps` orders the layers
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
 
-from bart_export.checkpoints import resolve
+from bart_export.checkpoints.resolve import ResolvedPreset
 from bart_export.checkpoints.weight_names import layer_names
 from bart_export.convert.tflite import write_float
 from bart_export.documents import scratch_directory
@@ -24,6 +23,7 @@ from bart_export.tune import sensitivity
 from bart_export.tune.budget_search import BudgetSearch, Evaluator, Measured
 from bart_export.tune.precision_steps import measure_storage, precision_steps
 from bart_export.verify import data
+from bart_export.verify.data import Texts
 from bart_export.verify.tolerance import check_measurable
 
 # From the narrowest to DEFAULT's. One scale per tensor takes less space than one per row, because
@@ -50,16 +50,16 @@ class Tuned:
 
 
 def tune(
-    preset: str,
+    resolved: ResolvedPreset,
     name: str,
     budget: Mapping[str, float],
-    texts: pathlib.Path | None = None,
+    texts: Texts | None = None,
     stage: Stage = lambda name: None,
 ) -> Tuned:
     """Find the recipe, called `name`, of a preset's smallest file within a budget.
 
-    `budget` maps metrics to bounds. Files are measured on a file of texts for `verify.data`, or on
-    those that ship with the preset. `stage` is called with the name of each stage when it starts.
+    `budget` maps metrics to bounds. Files are measured on the given texts, or on those that ship
+    with the preset. `stage` is called with the name of each stage when it starts.
 
     Raises:
         ConfigurationError: if the budget cannot be measured, or there are no texts.
@@ -71,18 +71,15 @@ def tune(
         if metric in UNBOUNDED:
             names = ", ".join(name for name in METRICS if name not in UNBOUNDED)
             raise ConfigurationError(f"A budget must bound one of {names}, received {metric}.")
-    stage("resolve the preset")
-    source = resolve.find(preset)
-    path = texts or source.directory / CALIBRATION_FILE
-    if not (texts or path.is_file()):
+    own = resolved.source.directory / CALIBRATION_FILE
+    if texts is None and not own.is_file():
         raise ConfigurationError(
-            f"{preset} does not ship with texts ({CALIBRATION_FILE}): give some with "
+            f"{resolved.preset} does not ship with texts ({CALIBRATION_FILE}): give some with "
             "--data FILE.jsonl."
         )
-    dataset = data.read_texts(path)
-    check_measurable(budget, dataset)
-    stage("read the checkpoint")
-    checkpoint = resolve.read(source.directory)
+    texts = texts or data.read_texts(own)
+    check_measurable(budget, texts)
+    checkpoint = resolved.checkpoint
     backbone = BartBackbone.from_checkpoint(checkpoint)
     layers = layer_names(checkpoint.config)
     with scratch_directory() as directory:
@@ -94,11 +91,11 @@ def tune(
         info = ModelInfo(
             checkpoint.config,
             checkpoint.tokenizer(),
-            resolve.defaults(source, checkpoint).generation,
+            resolved.defaults.generation,
             checkpoint.encoder_sequence_length,
         )
         generate = any(metric in ("tokens", *data.ROUGE) for metric in budget)
-        evaluator = Evaluator(float_file, info, dataset.examples, generate=generate)
+        evaluator = Evaluator(float_file, info, texts.examples, generate=generate)
         search = BudgetSearch(evaluator, float_file, layers, name, budget, stage)
         widest = search.measure(dict.fromkeys(layers, STORAGE_OPTIONS[-1]))
         search.require_reachable(widest)
@@ -114,4 +111,4 @@ def tune(
         )
         recipe, found = search.run(*precision_steps(sensitivities, options))
     storages = {layer: recipe.storage(layer).name for layer in layers}
-    return Tuned(recipe, found, widest, len(search.tried), len(dataset.examples), storages)
+    return Tuned(recipe, found, widest, len(search.tried), len(texts.examples), storages)

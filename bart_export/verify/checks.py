@@ -7,7 +7,6 @@
 import contextlib
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import MappingProxyType
@@ -21,7 +20,7 @@ from bart_export.recipes.table import ROUNDING, Recipe
 from bart_export.runtime.engine import FileEngine
 from bart_export.runtime.engine_choice import open_engine
 from bart_export.runtime.generator import Generator, ModelInfo
-from bart_export.verify import data, golden, weights
+from bart_export.verify import golden, weights
 from bart_export.verify.compare import (
     Baseline,
     Cases,
@@ -32,7 +31,7 @@ from bart_export.verify.compare import (
 )
 from bart_export.verify.data import Texts
 from bart_export.verify.golden import Question
-from bart_export.verify.tolerance import check_measurable, note_nothing_committed
+from bart_export.verify.tolerance import check_measurable
 
 
 class Gate:
@@ -40,10 +39,7 @@ class Gate:
 
     The float file, from which the others are quantized, is checked first, even if it is not
     exported, because rounding would hide errors in the graph. `matrices` reads the checkpoint's
-    matrices; `texts` is a file of texts to measure on, or None for the golden texts.
-
-    Raises:
-        InputError: if the texts cannot be read.
+    matrices; `texts` are texts to measure on, or None for the golden texts.
     """
 
     def __init__(
@@ -51,14 +47,12 @@ class Gate:
         info: ModelInfo,
         float_file: TfliteFile,
         matrices: weights.Matrices,
-        texts: pathlib.Path | None = None,
+        texts: Texts | None = None,
     ) -> None:
-        self.info, self.float_file, self.matrices = info, float_file, matrices
-        self.texts = data.read_texts(texts) if texts else None
+        self.info, self.float_file, self.matrices, self.texts = info, float_file, matrices, texts
         self.float_file_passed = False
         self.text_cases: Cases | None = None
 
-    @note_nothing_committed()
     def check(
         self, file: TfliteFile, cases: Cases
     ) -> tuple[FileVerification, Sequence[Answer | None]]:

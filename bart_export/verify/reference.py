@@ -15,7 +15,7 @@ import tensorflow as tf
 from keras import ops
 
 from bart_export.artifact.artifact import Artifact
-from bart_export.checkpoints import resolve
+from bart_export.checkpoints.resolve import ResolvedPreset
 from bart_export.convert import tflite
 from bart_export.errors import ConfigurationError
 from bart_export.graph.parameters import InferenceParameters
@@ -194,12 +194,12 @@ def preset_baseline(
     artifact: Artifact,
     info: ModelInfo,
     files: Sequence[TfliteFile],
-    preset: str,
+    resolved: ResolvedPreset,
     tolerance: Mapping[str, float],
     scratch: pathlib.Path,
     stage: Stage,
 ) -> Baseline:
-    """Return a preset as the baseline of an artifact's files.
+    """Return a preset's model as the baseline of an artifact's files.
 
     Float files are converted into `scratch`, which must exist while the baseline is used, and
     checked against the Keras model; `tolerance` overrides their bounds.
@@ -208,8 +208,7 @@ def preset_baseline(
         ConfigurationError: if the preset has a different architecture.
         VerificationFailed: if a float file differs from the Keras model.
     """
-    stage(f"read {preset}")
-    checkpoint = resolve.read(resolve.find(preset).directory)
+    checkpoint, preset = resolved.checkpoint, resolved.preset
     if checkpoint.config != info.config:
         raise ConfigurationError(
             f"--against must be the preset that {artifact.directory} was exported from, "

@@ -11,25 +11,24 @@ from bart_export.config import GenerationConfig
 from bart_export.errors import VerificationFailed
 from bart_export.graph.saved_model_signatures import defaults
 from bart_export.quiet import native_stderr_silenced
-from bart_export.recipes.metrics import AT_LEAST, AT_MOST
+from bart_export.recipes.metrics import AT_LEAST, AT_MOST, Metric
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.verify.compare import Cases
 from bart_export.verify.golden import Question
 from bart_export.verify.reference import KerasReference
 from bart_export.verify.tokenization import check_signature
-from bart_export.verify.tolerance import Bound, note_nothing_committed, require_bounds
+from bart_export.verify.tolerance import Bound, require_bounds
 from bart_export.verify.traces import Trace, log_softmax, worst
 
 Signature = Callable[..., Mapping[str, tf.Tensor]]  # keyword arguments to outputs by name
 Signatures = Mapping[str, Signature]
 
-# Figure -> description and accepted side of its bound.
-FIGURES = {
-    "log_probabilities": ("the largest error of a log-probability", AT_MOST),
-    "hidden": ("the largest error of the backbone's outputs", AT_MOST),
-    "tokens": ("the share of equal answers", AT_LEAST),
-    "texts": ("the share of texts that match their ids", AT_LEAST),
-}
+METRICS = (
+    Metric("log_probabilities", "the largest error of a log-probability", AT_MOST),
+    Metric("hidden", "the largest error of the backbone's outputs", AT_MOST),
+    Metric("tokens", "the share of equal answers", AT_LEAST),
+    Metric("texts", "the share of texts that match their ids", AT_LEAST),
+)
 # bfloat16 has no bound on `tokens`, because its rounding changes near-ties.
 TOLERANCES = {
     "float32": {"log_probabilities": 1e-3, "hidden": 1e-3, "tokens": 1.0, "texts": 1.0},
@@ -47,7 +46,6 @@ FIXED = (
 )
 
 
-@note_nothing_committed()
 def check_saved_model(
     name: str,
     directory: pathlib.Path,
@@ -80,11 +78,15 @@ def check_saved_model(
     except tf.errors.OpError as error:
         reason = error.message.partition("\n")[0]
         raise VerificationFailed(f"{name} cannot answer: {reason}.") from error
-    bounds = [
-        Bound(FIGURES[figure][0], getattr(figures, figure), bound, FIGURES[figure][1])
-        for figure, bound in TOLERANCES[dtype].items()
-    ]
-    require_bounds(name, bounds)
+    tolerance = TOLERANCES[dtype]
+    require_bounds(
+        name,
+        [
+            Bound(metric, getattr(figures, metric.name), tolerance[metric.name])
+            for metric in METRICS
+            if metric.name in tolerance
+        ],
+    )
     return figures, answers
 
 

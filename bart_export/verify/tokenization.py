@@ -20,7 +20,6 @@ from bart_export.checkpoints.tokenizer_files import ADDED_TOKENS
 from bart_export.errors import VerificationFailed, shown
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.text.vocabulary import MASK, SPECIAL_TOKENS
-from bart_export.verify.tolerance import note_nothing_committed
 
 BART = tuple(AddedToken(token, lstrip=token == MASK, normalized=False) for token in SPECIAL_TOKENS)
 
@@ -34,7 +33,6 @@ PROBES = (
 )
 
 
-@note_nothing_committed()
 def check_tokenizer(checkpoint: Checkpoint, tokenizer: BartTokenizer, texts: Sequence[str]) -> None:
     """Compare a tokenizer's ids with the library's, on texts and on short texts with added tokens.
 

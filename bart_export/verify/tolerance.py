@@ -1,13 +1,13 @@
 """Bounds on an exported file's figures, set by its recipe's tolerance."""
 
-import contextlib
+import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from bart_export.artifact.figures import FileVerification
 from bart_export.errors import ConfigurationError, VerificationFailed
-from bart_export.recipes.metrics import AT_MOST, METRICS
+from bart_export.recipes.metrics import AT_MOST, METRICS, Metric
 from bart_export.recipes.table import Recipe
 from bart_export.verify import data, weights
 from bart_export.verify.data import Texts
@@ -18,32 +18,29 @@ NEAR_TIES = {"top1": 0.999, "tokens": 0.99}
 
 
 class Bound(NamedTuple):
-    """A figure's description and value, its bound, and the side of the bound that is accepted.
+    """A metric's figure and its bound, which `--tolerance` can change if it is `settable`."""
 
-    `metric` is the name for `--tolerance`, or "" if the bound cannot be changed.
-    """
-
-    description: str
+    metric: Metric
     value: float
     bound: float
-    side: int
-    metric: str = ""
+    settable: bool = False
 
     @property
     def holds(self) -> bool:
         """Whether the figure is within the bound; NaN is not."""
-        return self.side * self.value <= self.side * self.bound
+        return self.metric.side * self.value <= self.metric.side * self.bound
 
     def __str__(self) -> str:
         """Return the error message, with a two-digit bound that would accept the figure."""
-        side = "at most" if self.side == AT_MOST else "at least"
-        message = f"{self.description} must be {side} {self.bound:g}, received {self.value:.6g}."
-        if not self.metric or not math.isfinite(self.value):
+        metric, value = self.metric, self.value
+        side = "at most" if metric.side == AT_MOST else "at least"
+        message = f"{metric.description} must be {side} {self.bound:g}, received {value:.6g}."
+        if not self.settable or not math.isfinite(value):
             return message
-        digit = 10.0 ** (math.floor(math.log10(abs(self.value) or 1.0)) - 1)
-        towards = math.ceil if self.side == AT_MOST else math.floor
-        accepted = towards(self.value / digit) * digit
-        return f"{message} To accept it: --tolerance {self.metric}={accepted:.6g}."
+        digit = 10.0 ** (math.floor(math.log10(abs(value) or 1.0)) - 1)
+        towards = math.ceil if metric.side == AT_MOST else math.floor
+        accepted = towards(value / digit) * digit
+        return f"{message} To accept it: --tolerance {metric.name}={accepted:.6g}."
 
 
 def require_bounds(name: str, bounds: Sequence[Bound]) -> None:
@@ -59,16 +56,16 @@ def bounds_of(recipe: Recipe, figures: FileVerification) -> list[Bound]:
     `weights.BOUND` applies if the tolerance has no bound on `weights`.
     """
     bounds = []
-    for metric, bound in {"weights": weights.BOUND, **recipe.tolerance}.items():
-        value: float | None = getattr(figures, metric)
-        description, side, option = METRICS[metric].description, METRICS[metric].side, metric
+    for name, bound in {"weights": weights.BOUND, **recipe.tolerance}.items():
+        metric, value = METRICS[name], getattr(figures, name)
         if figures.data is not None and bound == 1.0:
-            bound = NEAR_TIES.get(metric, bound)
-        if metric == "weights":
-            option = ""  # unlike rounding losses, a wrong row is wrong in any checkpoint
-            description += f" {figures.worst_row}," if figures.worst_row else ""
+            bound = NEAR_TIES.get(name, bound)
+        if name == "weights" and figures.worst_row:
+            place = f"{metric.description} {figures.worst_row},"
+            metric = dataclasses.replace(metric, description=place)
         if value is not None:
-            bounds.append(Bound(description, value, bound, side, option))
+            # Unlike rounding losses, a wrong row is wrong in any checkpoint.
+            bounds.append(Bound(metric, value, bound, settable=name != "weights"))
     return bounds
 
 
@@ -82,12 +79,3 @@ def check_measurable(tolerance: Mapping[str, float], texts: Texts | None) -> Non
                 f"A bound on {metric} needs texts with references. Pass --data FILE.jsonl, with "
                 'lines such as {"text": "...", "reference": "..."}.'
             )
-
-
-@contextlib.contextmanager
-def note_nothing_committed() -> Iterator[None]:
-    """Add "Nothing was committed." to verification errors."""
-    try:
-        yield
-    except VerificationFailed as error:
-        raise VerificationFailed(f"{error} Nothing was committed.") from error

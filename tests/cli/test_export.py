@@ -10,7 +10,9 @@ from bart_export.artifact import bundle
 from bart_export.cli import export
 from bart_export.contract import StaticShapes
 from bart_export.export.options import EdgeTpuOptions, SavedModelOptions, TfliteOptions
+from bart_export.presets import ASSETS, CALIBRATION_FILE
 from bart_export.recipes.table import DEFAULT, RECIPES
+from bart_export.verify.data import read_texts
 
 
 @pytest.fixture
@@ -38,6 +40,7 @@ TFLITE, STATIC = ("--target", "tflite"), ("--target", "tflite", "--shapes", "sta
 EDGETPU, SAVED_MODEL = ("--target", "edgetpu"), ("--target", "saved_model")
 RECIPE = (RECIPES[DEFAULT],)
 USUAL = StaticShapes(export.SOURCE_LENGTHS, export.TARGET_LENGTH, export.NUM_BEAMS)
+MINI = ASSETS / "bart_mini_en" / CALIBRATION_FILE
 BOUNDS = ("--tolerance", "top1=0.5,kl=1", "--tolerance", "relative=2")
 
 
@@ -59,9 +62,9 @@ BOUNDS = ("--tolerance", "top1=0.5,kl=1", "--tolerance", "relative=2")
             ),
         ),
         (
-            (*TFLITE, *BOUNDS, "--data", "a.jsonl", "--calibration-data", "b.jsonl"),
+            (*TFLITE, *BOUNDS, "--data", str(MINI), "--calibration-data", str(MINI)),
             TfliteOptions(
-                RECIPE, None, Path("b.jsonl"), Path("a.jsonl"),
+                RECIPE, None, read_texts(MINI), read_texts(MINI),
                 {"top1": 0.5, "kl": 1.0, "relative": 2.0},
             ),
         ),
@@ -127,6 +130,8 @@ def test_all_recipes_and_a_file_of_ones_own(asked, tmp_path):
         ((*TFLITE, "--shapes", "static", "--num-beams", "1,x"), "'x' is not a valid integer"),
         ((*TFLITE, "--shapes", "static", "--num-beams", "1,0"), "0 is not in the range"),
         ((*TFLITE, "--dtype", "bfloat16"), "--dtype applies to --target saved_model"),
+        ((*TFLITE, "--data", "none.jsonl"), "Cannot read the data file none.jsonl"),
+        ((*TFLITE, "--calibration-data", "none.jsonl"), "Cannot read the data file none.jsonl"),
         ((*TFLITE, "--tolerance", "top1"), "NAME=VALUE"),
         ((*TFLITE, "--tolerance", "best=1"), "metric must be one of"),
         ((*TFLITE, "--tolerance", "top1=2"), "received 2. Did you mean 0.98?"),

@@ -8,6 +8,7 @@ from support.golden_cases import preset_of
 from support.judged_models import INT8, Judged, change_an_epsilon, swap_rows, triple_one_scale
 from support.made_up_artifacts import variant
 
+from bart_export.checkpoints.resolve import ResolvedPreset
 from bart_export.export.tflite_target import file_entry
 from bart_export.recipes.table import ROUNDING
 from bart_export.runtime.generator import ModelInfo
@@ -56,10 +57,9 @@ def texts(tmp_path):
 def baseline(both, tmp_path_factory):
     """Return the baseline of `--against`."""
     info = ModelInfo.from_artifact(both)
-    scratch = tmp_path_factory.mktemp("scratch")
-    preset = preset_of(both)
+    scratch, resolved = tmp_path_factory.mktemp("scratch"), ResolvedPreset(preset_of(both))
     files = artifact_files(both, {})
-    return preset_baseline(both, info, files, preset, {}, scratch, lambda _: None)
+    return preset_baseline(both, info, files, resolved, {}, scratch, lambda _: None)
 
 
 def rows_against(baseline, artifact):

@@ -12,17 +12,17 @@ from bart_export.artifact.manifest import Calibration
 from bart_export.checkpoints import resolve
 from bart_export.contract import StaticShapes
 from bart_export.convert import calibration, tflite
-from bart_export.errors import InputError
-from bart_export.export.target import CalibrationTexts
+from bart_export.export.target import calibration_texts
 from bart_export.export.tflite_target import calibrate_file
 from bart_export.graph.parameters import InferenceParameters
 from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.runtime.generator import ModelInfo
 from bart_export.runtime.search import run, search
+from bart_export.verify.data import read_texts
 from bart_export.verify.golden import TEXTS
 
 FILE, STATIC_FILE = "tflite/float32.tflite", "tflite/float32.static.tflite"
-GIVEN = CalibrationTexts(TEXTS[:2], "given", "")
+GIVEN = TEXTS[:2]
 
 
 def logits_range(engine, sources, generation, num_beams):
@@ -42,7 +42,7 @@ def logits_range(engine, sources, generation, num_beams):
 
 
 def sources_of(artifact):
-    return list(map(ModelInfo.from_artifact(artifact).encode, GIVEN.texts))
+    return list(map(ModelInfo.from_artifact(artifact).encode, GIVEN))
 
 
 def test_ranges_are_those_of_the_searches_that_the_preset_asks_for(mini_artifact):
@@ -124,20 +124,16 @@ def test_a_preset_that_decodes_greedily_still_calibrates_the_signature_of_beams(
 
 
 def test_texts_are_the_given_ones_then_the_presets_then_the_golden_ones(tmp_path):
-    golden = CalibrationTexts.choose(None, tmp_path)
-    assert (golden.origin, golden.texts) == ("golden", TEXTS)
+    texts, golden = calibration_texts(None, tmp_path)
+    assert (golden.origin, texts) == ("golden", TEXTS)
     own, mine = tmp_path / "calibration.jsonl", tmp_path / "mine.jsonl"
     for path in (own, mine):
         path.write_text(json.dumps({"text": f"Of {path.name}."}) + "\n", encoding="utf-8")
-    for given, path, origin_ in ((None, own, "preset"), (mine, mine, "given")):
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        chosen = CalibrationTexts((f"Of {path.name}.",), origin_, sha256)
-        assert CalibrationTexts.choose(given, tmp_path) == chosen
-    with pytest.raises(InputError, match=r"nowhere\.jsonl"):
-        CalibrationTexts.choose(tmp_path / "nowhere.jsonl", tmp_path)
+    for given, path, origin in ((None, own, "preset"), (read_texts(mine), mine, "given")):
+        entry = Calibration(1, None, origin, hashlib.sha256(path.read_bytes()).hexdigest())
+        assert calibration_texts(given, tmp_path) == ([f"Of {path.name}."], entry)
 
 
 def test_the_embedded_preset_ships_texts():
-    shipped = CalibrationTexts.choose(None, resolve.find("bart_mini_en").directory)
-    assert (shipped.origin, len(shipped.texts)) == ("preset", 32)
-    assert shipped.entry(700) == Calibration(32, 700, "preset", shipped.sha256)
+    texts, shipped = calibration_texts(None, resolve.find("bart_mini_en").directory)
+    assert (shipped.origin, shipped.texts, len(texts)) == ("preset", 32, 32)

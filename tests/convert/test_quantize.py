@@ -16,7 +16,6 @@ from bart_export.convert.calibration import activation_names
 from bart_export.convert.quantize import quantize
 from bart_export.convert.rounding import matrices, read_model
 from bart_export.errors import ConfigurationError
-from bart_export.export.target import CalibrationTexts
 from bart_export.export.tflite_target import calibrate_file
 from bart_export.recipes.table import RECIPES, parse_recipe
 from bart_export.runtime.compiled_model import open_compiled_model
@@ -164,7 +163,7 @@ def static_recipe(mini_artifact, static_artifact, tmp_path_factory):
     @functools.cache
     def calibrated(build):
         path, shapes = builds[build]
-        return calibrate_file(path, info, shapes, CalibrationTexts(TEXTS, "given", ""))[0]
+        return calibrate_file(path, info, shapes, TEXTS)[0]
 
     @functools.cache
     def made(name, build="dynamic"):

@@ -6,6 +6,7 @@ import pytest
 from support.command import PROGRAM, python, run
 from support.golden_cases import preset_of
 
+from bart_export.checkpoints.resolve import ResolvedPreset
 from bart_export.cli.tune import recipe_name
 from bart_export.errors import ConfigurationError
 from bart_export.export.options import TfliteOptions
@@ -15,6 +16,7 @@ from bart_export.recipes.metrics import parse_bounds
 from bart_export.tune.budget_search import BudgetSearch, Measured, export_tolerance
 from bart_export.tune.precision_steps import PrecisionStep, apply_steps
 from bart_export.tune.tune import STORAGE_OPTIONS, tune
+from bart_export.verify.data import read_texts
 from bart_export.verify.golden import TEXTS
 
 BUDGET = 0.5  # nats: int8 keeps it and int4 does not
@@ -35,7 +37,8 @@ def texts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tuned(tiny, texts):
     stages = []
-    return tune(tiny, "tuned", {"kl": BUDGET}, texts, stages.append), stages
+    resolved, given = ResolvedPreset(tiny), read_texts(texts)
+    return tune(resolved, "tuned", {"kl": BUDGET}, given, stages.append), stages
 
 
 def test_the_file_is_smaller_and_keeps_the_budget(tuned):
@@ -69,7 +72,7 @@ def test_a_budget_that_int8_misses_fails_in_one_line_and_writes_nothing(tiny, te
     result = python(PROGRAM, "tune", tiny, *budget)
     assert result.returncode == 1
     assert len(result.stderr.splitlines()) == 1
-    assert "must be at most 1e-09, but is " in result.stderr
+    assert "must be at most 1e-09, received " in result.stderr
     assert "dynamic_wi8_afp32" in result.stderr
     assert not output.exists()
 
@@ -193,4 +196,4 @@ def test_the_mini_model_gets_smaller_within_a_budget(tmp_path):
 
 def test_an_empty_budget_is_refused():
     with pytest.raises(ConfigurationError, match="needs a budget"):
-        tune("bart_mini_en", "it", {})
+        tune(ResolvedPreset("bart_mini_en"), "it", {})

@@ -15,11 +15,12 @@ from support.judged_models import (
 )
 
 from bart_export.contract import StaticShapes
-from bart_export.errors import ConfigurationError, InputError, VerificationFailed
+from bart_export.errors import ConfigurationError, VerificationFailed
 from bart_export.recipes import metrics
 from bart_export.recipes.table import ROUNDING
 from bart_export.verify import checks, structure, traces
 from bart_export.verify.compare import compare
+from bart_export.verify.data import read_texts
 
 SHAPES = StaticShapes((16, 64), 24, (1, 4), draft_length=5, sources=(3,))
 TEXTS = [
@@ -73,7 +74,7 @@ def test_correct_files_pass_with_all_metrics(tiny, base, int8):
 )
 def test_a_changed_int8_file_is_caught(tiny, base, int8, tmp_path, harm, words):
     wrong = tiny.changed(int8, harm, tmp_path / "it")
-    with pytest.raises(VerificationFailed, match=rf"^it .*{words}.* Nothing was committed\.$"):
+    with pytest.raises(VerificationFailed, match=rf"^it .*{words}"):
         tiny.gate(base).check(wrong, tiny.asked)
 
 
@@ -106,7 +107,7 @@ def test_the_float_file_is_checked_once(tiny, base, int8, monkeypatch):
 
 
 def test_texts_replace_the_golden_ones(tiny, base, int8, texts):
-    gate = tiny.gate(base, texts)
+    gate = tiny.gate(base, read_texts(texts))
     comparison, answers = gate.check(int8, tiny.asked)
     assert len(answers) == 9  # of golden.json
     assert comparison.questions == comparison.data.texts == 3
@@ -126,13 +127,11 @@ def test_texts_replace_the_golden_ones(tiny, base, int8, texts):
     assert logits.argmax(-1).tolist()[:-1] == list(trace.fed_token_ids[1:])
 
 
-def test_a_bound_on_rouge_needs_references(tiny, base, int8, tmp_path):
+def test_a_bound_on_rouge_needs_references(tiny, base, int8):
     bound = dataclasses.replace(INT8, tolerance=MappingProxyType({"rouge_l": 0.5}))
     bounded = dataclasses.replace(int8, recipe=bound)
     with pytest.raises(ConfigurationError, match="needs texts with references"):
         tiny.gate(base).check(bounded, tiny.asked)
-    with pytest.raises(InputError, match="No such file"):
-        tiny.gate(base, tmp_path / "missing")
 
 
 def test_every_bucket_of_a_static_build_is_compared(tiny, tmp_path):
