@@ -139,7 +139,7 @@ SERVING_LIBRARIES = {"starlette", "uvicorn", "prometheus_client", "grpc_health",
 
 
 def test_what_an_export_takes_of_the_server_needs_no_library_of_servers():
-    imported = modules_after("import bart_export.export.serving_memory")
+    imported = modules_after("import bart_export.export.warm_up")
     assert "bart_export" in imported
     assert imported & SERVING_LIBRARIES == set()
 

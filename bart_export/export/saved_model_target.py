@@ -17,7 +17,7 @@ from bart_export.artifact.drafts import Draft
 from bart_export.artifact.manifest import SAVED_MODEL, Memory, SavedModelEntry
 from bart_export.convert import saved_model
 from bart_export.errors import ArtifactError, ConfigurationError
-from bart_export.export import serving_memory, warm_up
+from bart_export.export import warm_up
 from bart_export.export.options import SavedModelOptions
 from bart_export.export.target import ExportedFile, ExportResult, Model
 from bart_export.progress import Stage
@@ -134,7 +134,7 @@ def write_deployment(draft: Draft, version: int, info: ModelInfo) -> Memory:
         parameters.render(max_batch_size=warm_up.MAX_BATCH_SIZE), encoding="utf-8"
     )
     warm_up.write_requests(directory, warm_up.warm_up_requests(info, text))
-    memory = serving_memory.measure_memory(directory, warm_up.largest_request(info, text))
+    memory = warm_up.measure_memory(directory, warm_up.largest_request(info, text))
     versions = sorted({*earlier_versions(draft.target), version})
     size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
     (draft.directory / SERVING).mkdir()

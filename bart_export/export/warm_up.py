@@ -1,16 +1,28 @@
-"""The requests that a server runs on a new version before it answers clients."""
+"""The requests that a server runs on a new version before it answers clients.
 
+They also measure the memory needed to serve the version. A separate process (this module, run as a
+program) loads it as the server does, runs its warm-up requests and then the largest request. A
+version that fails its own requests is therefore found before it is deployed.
+"""
+
+import json
 import pathlib
+import subprocess
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from bart_export import contract
-from bart_export.server import messages, open_version
-
-if TYPE_CHECKING:  # importing it would add the engines to the measured memory
-    from bart_export.runtime.generator import ModelInfo
+from bart_export.artifact.manifest import Memory
+from bart_export.bench.measurements import status_bytes
+from bart_export.documents import scratch_directory
+from bart_export.errors import BartExportError, EngineError, last_words
+from bart_export.runtime.generator import ModelInfo
+from bart_export.server import messages, open_version, predict
+from bart_export.server.options import ServeOptions
+from bart_export.server.servable import Limits
 
 PredictRequest = Any  # the generated class has no types
 # Rows of a full batch; batching_params.pbtxt explains the number.
@@ -22,7 +34,7 @@ LARGEST_LENGTH = 64
 SIGNATURES = {signature.name: signature for signature in contract.saved_model_signatures()}
 
 
-def warm_up_requests(info: "ModelInfo", text: str) -> list[PredictRequest]:
+def warm_up_requests(info: ModelInfo, text: str) -> list[PredictRequest]:
     """Return the requests of `tf_serving_warmup_requests`, in execution order.
 
     Each signature runs once, so that its graph is optimized. `generate_text` and `generate` also
@@ -41,13 +53,13 @@ def warm_up_requests(info: "ModelInfo", text: str) -> list[PredictRequest]:
     ]
 
 
-def largest_request(info: "ModelInfo", text: str) -> PredictRequest:
+def largest_request(info: ModelInfo, text: str) -> PredictRequest:
     """Return the request that takes the most memory: a full batch of the longest source."""
     length = min(info.generation.max_length, LARGEST_LENGTH)
     return predict_request(info, "generate", longest_text(info, text), MAX_BATCH_SIZE, length)
 
 
-def longest_text(info: "ModelInfo", text: str) -> str:
+def longest_text(info: ModelInfo, text: str) -> str:
     """Repeat a text until it has as many tokens as the encoder accepts."""
     repeated = text
     while len(info.encode(repeated)) < info.encoder_sequence_length:
@@ -56,7 +68,7 @@ def longest_text(info: "ModelInfo", text: str) -> str:
 
 
 def predict_request(
-    info: "ModelInfo", signature: str, text: str, rows: int, max_length: int = WARM_UP_LENGTH
+    info: ModelInfo, signature: str, text: str, rows: int, max_length: int = WARM_UP_LENGTH
 ) -> PredictRequest:
     """Return a PredictRequest for a signature with the same text in every row."""
     generation, source = info.generation, info.encode(text)
@@ -95,3 +107,70 @@ def write_requests(directory: pathlib.Path, requests: Sequence[PredictRequest]) 
         for request in requests:
             log = messages.PredictionLog(predict_log={"request": request})
             writer.write(log.SerializeToString(deterministic=True))
+
+
+def measure_memory(directory: pathlib.Path, largest: PredictRequest) -> Memory:
+    """Measure the memory for a version's warm-up requests and then the largest request.
+
+    Raises:
+        EngineError: if the version cannot be loaded, a request fails, or memory runs out.
+    """
+    with scratch_directory() as temporary:
+        path = temporary / "largest_request"
+        path.write_bytes(largest.SerializeToString())
+        process = subprocess.run(
+            [sys.executable, "-m", __spec__.name, str(directory), str(path)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    if process.returncode < 0:
+        raise EngineError(
+            f"The process that served version {directory.name} was killed by signal "
+            f"{-process.returncode}: it needs memory for one version and a full batch of the "
+            "longest source. Export on a machine with more memory."
+        )
+    if process.returncode:
+        message = last_words(process.stderr, process.returncode)
+        raise EngineError(f"Version {directory.name} fails its own requests: {message}")
+    figures = json.loads(process.stdout)
+    return Memory(**figures) if figures else guess_memory(directory)
+
+
+def guess_memory(directory: pathlib.Path) -> Memory:
+    """Estimate the memory from the files' size; for small models the libraries dominate."""
+    size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    return Memory(loaded=2**29 + size, peak=2**30 + 3 * size, measured=False)
+
+
+def measure_version(directory: pathlib.Path, largest: PredictRequest) -> dict[str, int]:
+    """Load a version, run its requests and return the fields of `Memory`, or {} if unknown."""
+    from bart_export.server.tensorflow_engine import open_saved_model
+
+    # The largest request is already a full batch.
+    servable = open_saved_model(directory, ServeOptions(batching=False))
+    try:
+        loaded = private_bytes("VmRSS:")
+        open_version.run_warmup(servable, directory)
+        servable.submit(predict.call_of(servable, largest, Limits())).result()
+        peak = private_bytes("VmHWM:")
+    finally:
+        servable.close()
+    return {} if loaded is None or peak is None else {"loaded": loaded, "peak": peak}
+
+
+def private_bytes(field: str) -> int | None:
+    """Return a field of the process's status less evictable file pages, or None if unavailable."""
+    size, files = status_bytes(field), status_bytes("RssFile:")
+    return None if size is None or files is None else size - files
+
+
+def main(directory: str, request: str) -> None:
+    """Print the figures of a version, or exit with the error."""
+    largest = messages.PredictRequest.FromString(pathlib.Path(request).read_bytes())
+    try:
+        print(json.dumps(measure_version(pathlib.Path(directory), largest)))
+    except BartExportError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])

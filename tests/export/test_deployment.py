@@ -28,8 +28,7 @@ from bart_export.export.saved_model_target import (
     model_name,
     serving_files,
 )
-from bart_export.export.serving_memory import guess_memory
-from bart_export.export.warm_up import MAX_BATCH_SIZE
+from bart_export.export.warm_up import MAX_BATCH_SIZE, guess_memory
 from bart_export.server import batching, messages
 from bart_export.server.versions import VersionPolicy
 

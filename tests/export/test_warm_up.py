@@ -8,8 +8,12 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from bart_export import contract
 from bart_export.errors import EngineError
-from bart_export.export.serving_memory import measure_memory
-from bart_export.export.warm_up import MAX_BATCH_SIZE, largest_request, write_requests
+from bart_export.export.warm_up import (
+    MAX_BATCH_SIZE,
+    largest_request,
+    measure_memory,
+    write_requests,
+)
 from bart_export.runtime.generator import ModelInfo
 from bart_export.server import messages
 from bart_export.verify.golden import TEXTS
