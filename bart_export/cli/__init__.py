@@ -17,6 +17,7 @@ from bart_export.errors import MissingExtra, did_you_mean, printable_lines
 from bart_export.locations import Location, is_remote, normalized, redacted_url
 from bart_export.presets import PRESETS
 from bart_export.progress import Stage
+from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes import metrics
 from bart_export.recipes.table import LITERT, RECIPES
 
@@ -169,6 +170,17 @@ TOLERANCE = bounds_option("--tolerance", "Bounds to use instead of the recipe's.
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+def given_options(values: Values) -> dict[str, Value]:
+    """Return the options that were given, by parameter name."""
+    return {name: value for name, value in values.items() if value not in (None, ())}
+
+
+def flag(name: str) -> str:
+    """Return the flag of a parameter of the running command."""
+    parameters = click.get_current_context().command.params
+    return next(each.opts[0] for each in parameters if each.name == name)
+
+
 def print_json(content: object) -> None:
     """Print JSON with control characters escaped."""
     click.echo(printable_lines(json.dumps(content, ensure_ascii=False, indent=1)))
@@ -188,8 +200,6 @@ def require(what: str, packages: Mapping[str, str], extra: str) -> None:
 @contextlib.contextmanager
 def loading_tensorflow(stage: Stage) -> Iterator[None]:
     """Silence TensorFlow and Keras while a block imports them."""
-    from bart_export.quiet import native_stderr_silenced
-
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["KERAS_BACKEND"] = "tensorflow"
     stage("load TensorFlow")

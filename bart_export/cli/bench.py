@@ -13,6 +13,8 @@ from bart_export.cli import (
     Engine,
     Seconds,
     Value,
+    flag,
+    given_options,
     list_option,
     print_json,
 )
@@ -25,21 +27,11 @@ if TYPE_CHECKING:
 
 # A report as a JSON object, and its tables.
 Measured = tuple[dict[str, object], list["Group"]]
-# Options that only apply to files, and those that only apply to servers.
-OF_FILES = {
-    "recipes": "--recipe",
-    "num_beams": "--num-beams",
-    "num_texts": "--num-texts",
-    "compare": "--compare",
-}
-OF_SERVERS = {
-    "engines": "--engine",
-    "workers": "--workers",
-    "queue_size": "--queue-size",
-    "overload_seconds": "--overload",
-}
-# Options with several values for files but one for a server, and the server's parameters.
-ONCE = {"sources": ("--source", "source"), "num_threads": ("--threads", "num_threads")}
+# Parameters that only apply to files, and those that only apply to servers.
+OF_FILES = ("recipes", "num_beams", "num_texts", "compare")
+OF_SERVERS = ("engines", "workers", "queue_size", "overload_seconds")
+# Parameters with several values for files but one for a server, and their names there.
+ONCE = {"sources": "source", "num_threads": "num_threads"}
 
 
 @click.command()
@@ -119,10 +111,10 @@ def bench(artifact: Location, serve: bool, as_json: bool, **options: Value) -> N
 
     Configurations take turns, and figures are medians. Only compare figures from the same run.
     """
-    given = {name: value for name, value in options.items() if value not in (None, ())}
-    for name, flag in (OF_FILES if serve else OF_SERVERS).items():
+    given = given_options(options)
+    for name in OF_FILES if serve else OF_SERVERS:
         if name in given:
-            raise click.UsageError(f"{flag} {'contradicts' if serve else 'needs'} --serve.")
+            raise click.UsageError(f"{flag(name)} {'contradicts' if serve else 'needs'} --serve.")
     report, tables = (measure_server if serve else measure_files)(artifact, given)
     if as_json:
         print_json(report)
@@ -148,11 +140,11 @@ def measure_files(artifact: Location, given: dict[str, Value]) -> Measured:
 
 def measure_server(artifact: Location, given: dict[str, Value]) -> Measured:
     """Measure an artifact's servers; return the report as a JSON object, and its tables."""
-    for name, (flag, parameter) in ONCE.items():
+    for name, parameter in ONCE.items():
         if name in given:
             numbers = given.pop(name)
             if len(numbers) > 1:
-                raise click.UsageError(f"With --serve, {flag} takes one number.")
+                raise click.UsageError(f"With --serve, {flag(name)} takes one number.")
             (given[parameter],) = numbers
     try:
         from bart_export.bench.serving_bench import serve_bench

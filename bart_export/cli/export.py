@@ -12,7 +12,7 @@ import click
 
 from bart_export import cli
 from bart_export.artifact import ASSETS
-from bart_export.cli import COUNT, PATH, Value, Values
+from bart_export.cli import COUNT, PATH, Value, Values, flag, given_options
 from bart_export.contract import StaticShapes
 from bart_export.errors import lookup
 from bart_export.export.options import (
@@ -34,11 +34,6 @@ ALL = "all"
 SHAPES = ("dynamic", "static")
 # Defaults of a static build.
 SOURCE_LENGTHS, TARGET_LENGTH, NUM_BEAMS = (128, 512), 128, (1, 4)
-
-
-def comma_separated(numbers: Sequence[int]) -> str:
-    """Return numbers as a comma-separated list."""
-    return ",".join(map(str, numbers))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,8 +170,8 @@ export_options = cli.combined(
         kind=COUNT,
         metavar="N,...",
         help="Source lengths of a static file in tokens, up to the preset's limit; default: "
-        f"{comma_separated(SOURCE_LENGTHS)}. With --target edgetpu a single value, the tokens per "
-        f"call of a segment; default: {EdgeTpuOptions.source_length}.",
+        f"{','.join(map(str, SOURCE_LENGTHS))}. With --target edgetpu a single value, the tokens "
+        f"per call of a segment; default: {EdgeTpuOptions.source_length}.",
     ),
     click.option(
         "--target-length",
@@ -188,7 +183,7 @@ export_options = cli.combined(
         kind=COUNT,
         metavar="N,...",
         help="Numbers of beams: one for a SavedModel, default: the preset's; one or more for a "
-        f"static file, default: {comma_separated(NUM_BEAMS)}.",
+        f"static file, default: {','.join(map(str, NUM_BEAMS))}.",
     ),
     cli.list_option(
         "--sources",
@@ -251,16 +246,6 @@ def run(
 
         bundle.check_target(android, output)
     export_to(preset, target, options, output, android, task)
-
-
-def given_options(values: Values) -> dict[str, Value]:
-    """Return the options that were given, by parameter name."""
-    return {name: value for name, value in values.items() if value not in (None, ())}
-
-
-def flag(name: str) -> str:
-    """Return the flag of a parameter."""
-    return "--recipe" if name == "recipes" else f"--{name.replace('_', '-')}"
 
 
 def chosen_recipes(names: Sequence[str]) -> tuple[table.Recipe, ...]:

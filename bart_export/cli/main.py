@@ -15,15 +15,16 @@ from typing import BinaryIO, cast
 import click
 
 from bart_export import __version__, cli
-from bart_export.cli import Value
+from bart_export.cli import Value, flag, given_options
 from bart_export.cli.bench import bench
-from bart_export.cli.export import export_options, flag, given_options, run
+from bart_export.cli.export import export_options, run
 from bart_export.cli.generate import generate
 from bart_export.cli.push import push
 from bart_export.cli.serve import serve
 from bart_export.cli.tune import tune
 from bart_export.cli.verify import edgetpu, verify
 from bart_export.errors import BartExportError, VerificationFailed, printable
+from bart_export.presets import PRESETS
 
 FAILED, REFUSED = 1, 2  # a verification, and everything else; click's usage errors are 2, too
 INTERRUPTED = 130  # 128 + SIGINT, as in shells
@@ -61,7 +62,6 @@ class Commands(click.Group):
         name = args[0]
         if not ctx.resilient_parsing and self.get_command(ctx, name) is None:
             from bart_export.artifact.artifact import export_command, is_artifact
-            from bart_export.presets import PRESETS
 
             if is_artifact(pathlib.Path(name)):
                 ctx.fail(f"Which command? For a text: bart-export generate {name} TEXT")
@@ -152,8 +152,6 @@ def export(**given: Value) -> None:
 @main.command()
 def presets() -> None:
     """List the named presets."""
-    from bart_export.presets import PRESETS
-
     for preset in PRESETS.values():
         click.echo(f"{preset.name}  ({preset.parameters / 1e6:.1f} M parameters)")
         click.echo(f"    {preset.description}")
