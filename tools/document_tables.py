@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bart_export.presets import PRESETS
 from bart_export.recipes.metrics import AT_MOST, METRICS
-from bart_export.recipes.table import DEFAULT, MODES, RECIPES, Tolerance
+from bart_export.recipes.table import DEFAULT, MODES, RECIPES, Tolerance, stored_as
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,7 +36,7 @@ def recipes_table() -> str:
         (
             (
                 f"`{recipe.name}`" + (" (default)" if recipe.name == DEFAULT else ""),
-                recipe.weights,
+                stored_as(recipe.layers),
                 MODES[recipe.mode].description,
                 recipe.purpose,
             )

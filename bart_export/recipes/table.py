@@ -100,6 +100,12 @@ EXPRESSIONS = (
 )
 
 
+def stored_as(layers: Layers) -> str:
+    """Return a description of the storages of a recipe's layers."""
+    storages = dict.fromkeys(storage for _, storage in layers) or ("float32",)
+    return "; ".join(STORAGES[storage].description for storage in storages)
+
+
 def is_expression(value: object) -> bool:
     """Return whether a value is an expression for layers, as described by `EXPRESSIONS`."""
     if not isinstance(value, str) or len(value) > LONGEST_EXPRESSION:
@@ -135,12 +141,6 @@ class Recipe:
         """Return the storage of a layer's matrix."""
         storages = [storage for regex, storage in self.layers if re.fullmatch(regex, layer)]
         return STORAGES[storages[-1] if storages else "float32"]
-
-    @property
-    def weights(self) -> str:
-        """A description of the storages."""
-        storages = dict.fromkeys(storage for _, storage in self.layers) or ("float32",)
-        return "; ".join(STORAGES[storage].description for storage in storages)
 
     @property
     def calibrated(self) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from bart_export.artifact.figures import FileVerification, Measurement
 from bart_export.artifact.manifest import Manifest, TensorSpec, TfliteEntry
-from bart_export.recipes.table import MODES, RECIPES, STORAGES
+from bart_export.recipes.table import MODES, RECIPES, STORAGES, stored_as
 
 LONGEST = 32  # characters of a label
 Z = 1.96  # the normal distribution's 97.5th percentile
@@ -94,8 +94,7 @@ class ReportedFile:
     @property
     def matrices(self) -> str:
         """The storages of the file's matrices."""
-        storages = dict.fromkeys(storage for _, storage in self.entry.layers) or ("float32",)
-        return "; ".join(STORAGES[name].description for name in storages)
+        return stored_as(self.entry.layers)
 
     @property
     def numbers(self) -> str:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import jinja2
 
 COSTS, SENSITIVITY = "report/costs.svg", "report/sensitivity.svg"
-DIRECTORY = "report"
 MOST_SENSITIVE = 10
 UNKNOWN_LICENCE = "the checkpoint's licence applies, but the checkpoint does not state it"
 WIDTH = 100  # columns
@@ -33,12 +32,6 @@ def write(directory: pathlib.Path, manifest: Manifest) -> list[str]:
 
     The manifest has entries for all other files.
     """
-    others = {
-        name: entry
-        for name, entry in manifest.files.items()
-        if name != REPORT and not name.startswith(f"{DIRECTORY}/")
-    }
-    manifest = dataclasses.replace(manifest, files=others)
     files, drawn = facts.reported_files(manifest), {}
     with pictures.drawing():
         if columns := pictures.cost_columns(files, manifest.generation.num_beams):

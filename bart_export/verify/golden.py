@@ -30,7 +30,6 @@ TEXTS = (
 )
 LONGEST = 24  # maximum max_length: the Keras model decodes without a cache
 SHORTEST = 8  # maximum min_length
-NO_SETTINGS: Mapping[str, GenerationConfig] = MappingProxyType({})
 TRIES = 8  # searches with perturbed logits; together they miss one near-tie in 256
 
 
@@ -52,7 +51,7 @@ def greedy(info: ModelInfo, max_length: int) -> GenerationConfig:
 
 
 def questions(
-    info: ModelInfo, others: Mapping[str, GenerationConfig] = NO_SETTINGS
+    info: ModelInfo, others: Mapping[str, GenerationConfig] = MappingProxyType({})
 ) -> list[Question]:
     """Return a question for every text and setting: greedy, beams, the defaults and `others`.
 
@@ -145,16 +144,12 @@ def merged(
     new = len(cases)
     for case in earlier.cases:
         carried = {name: answer for name, answer in case.files.items() if name in kept}
-        # Two settings may be equal under different names.
-        same = [number for number in range(new) if is_same(cases[number], case)]
-        for number in same:
-            known = cases[number]
-            cases[number] = dataclasses.replace(known, files={**carried, **known.files})
-        if carried and not same:
+        asked, found = (case.source_token_ids, case.generation), False
+        for number, known in enumerate(cases[:new]):
+            # Two settings may be equal under different names.
+            if (known.source_token_ids, known.generation) == asked:
+                found = True
+                cases[number] = dataclasses.replace(known, files={**carried, **known.files})
+        if carried and not found:
             cases.append(dataclasses.replace(case, files=carried))
     return Golden(tuple(cases))
-
-
-def is_same(case: GoldenCase, other: GoldenCase) -> bool:
-    """Return whether two cases have the same source and settings."""
-    return (case.source_token_ids, case.generation) == (other.source_token_ids, other.generation)
