@@ -31,6 +31,7 @@ from bart_export.tune.tune import RANKING_TEXTS, STORAGE_OPTIONS
 from bart_export.verify.checks import Gate
 from bart_export.verify.compare import Cases, TfliteFile
 from bart_export.verify.reference import KerasReference
+from bart_export.verify.traces import teacher_force
 from bart_export.verify.weights import checkpoint_matrices
 
 
@@ -160,7 +161,9 @@ def sensitivities(
     """Measure each layer's sensitivity to the storage with the fewest bits."""
     config, tokenizer = model.info.config, model.info.tokenizer
     questions = sensitivity.greedy_questions(model.info, texts[:RANKING_TEXTS])
-    traces = Cases.ask(open_compiled_model(base, config), tokenizer, questions).traces
+    engine = open_compiled_model(base, config)
+    teacher = functools.partial(teacher_force, engine)
+    traces = Cases.ask(engine, tokenizer, questions, teacher).traces
     storage, path = STORAGES[STORAGE_OPTIONS[0]], draft.scratch / "narrowest.tflite"
     sensitivity.write_uniform(base, storage, layer_names(config), path)
     return tuple(sensitivity.measure_sensitivities(model.backbone, path, traces, storage))

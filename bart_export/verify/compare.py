@@ -50,7 +50,7 @@ class TfliteFile:
     path: pathlib.Path
     recipe: Recipe
     shapes: StaticShapes | None
-    open: Callable[[], AbstractContextManager[Engine]]
+    open: Callable[[], AbstractContextManager[FileEngine]]
     contract_version: int = contract.CONTRACT_VERSION
 
     @classmethod
@@ -103,14 +103,11 @@ class Cases:
         model: Engine,
         tokenizer: BartTokenizer,
         questions: Sequence[Question],
-        teacher: Teacher | None = None,
+        teacher: Teacher,
         float64: Teacher | None = None,
         tick: Tick = lambda: None,
     ) -> "Cases":
-        """Ask the float model all questions; its greedy answers become the traces.
-
-        The default teacher runs the model step by step.
-        """
+        """Ask the float model all questions; its greedy answers become the traces."""
         answers = []
         for question in questions:
             answers.append(golden.ask(model, tokenizer, question))
@@ -120,7 +117,6 @@ class Cases:
             for question, answer in zip(questions, answers, strict=True)
             if question.setting == "greedy"
         ]
-        teacher = teacher or functools.partial(traces.teacher_force, model)
         return cls(questions, answers, fed, teacher, float64)
 
 
@@ -163,8 +159,9 @@ class Baseline:
         for example in texts.examples:
             ids = tuple(info.tokenizer.encode(example.text, longest, truncate=True))
             questions += [Question(example.text, ids, *named) for named in generations.items()]
-        teacher = None if self.golden is None else self.golden.teacher
         with file.open() as model:
+            own = functools.partial(traces.teacher_force, model)
+            teacher = own if self.golden is None else self.golden.teacher
             cases = Cases.ask(model, info.tokenizer, questions, teacher, tick=tick)
         return dataclasses.replace(
             cases,
@@ -248,7 +245,7 @@ def compare(
 
 def compare_model(
     name: str,
-    model: Engine,
+    model: FileEngine,
     tokenizer: BartTokenizer,
     cases: Cases,
     *,

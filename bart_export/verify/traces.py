@@ -11,7 +11,7 @@ import numpy as np
 
 from bart_export import contract
 from bart_export.runtime.batch import Slot
-from bart_export.runtime.engine import Decoding, Engine, FileEngine
+from bart_export.runtime.engine import Decoding, FileEngine
 from bart_export.runtime.search import Decode
 from bart_export.runtime.sizing import Buckets, IntArray
 from bart_export.verify.data import Floats
@@ -57,7 +57,7 @@ class SignaturePair:
 
     encode: str
     decode: str
-    model: Engine
+    model: FileEngine
     rows: int
     draft: int = 0
     source_length: int | None = None
@@ -84,28 +84,26 @@ class SignaturePair:
 
     def force(self, traces: Sequence[Trace]) -> list[TraceOutput]:
         """Return the outputs for cut traces, in order."""
-        if self.sources > 1 and isinstance(self.model, FileEngine):
+        if self.sources > 1:
             return teacher_force_together(self.model, traces, self.rows, self.sources)
         return [teacher_force(self.model, trace, self.rows, self.draft) for trace in traces]
 
 
-def signature_pairs(model: Engine) -> list[SignaturePair]:
+def signature_pairs(model: FileEngine) -> list[SignaturePair]:
     """Return pairs that cover all signatures of a file, with one source and with several."""
-    if isinstance(model, FileEngine) and isinstance(model.sizing, Buckets):
+    if isinstance(model.sizing, Buckets):
         pairs = bucket_pairs(model, model.sizing.buckets)
     else:
         pairs = [
             SignaturePair("encode", "decode_single", model, 1),
             SignaturePair("encode", "decode", model, ROWS),
         ]
-        if isinstance(model, FileEngine) and model.sizing.max_draft:
+        if model.sizing.max_draft:
             pairs.append(SignaturePair("encode", "decode_draft", model, 1, DRAFT))
     return pairs + [
         dataclasses.replace(pair, sources=min(SOURCES, pair.model.sizing.max_sources))
         for pair in pairs
-        if isinstance(pair.model, FileEngine)
-        and pair.model.sizing.max_sources > 1
-        and not pair.draft
+        if pair.model.sizing.max_sources > 1 and not pair.draft
     ]
 
 
@@ -131,7 +129,7 @@ def fitting_pairs(pairs: Sequence[SignaturePair], trace: Trace) -> list[Signatur
     return [pair for pair in fitting if (pair.source_length or 0) == shortest]
 
 
-def teacher_force(model: Engine, trace: Trace, rows: int = 1, draft: int = 0) -> TraceOutput:
+def teacher_force(model: FileEngine, trace: Trace, rows: int = 1, draft: int = 0) -> TraceOutput:
     """Feed the tokens of a trace to a model one by one, or each with the next `draft` tokens.
 
     With several rows, one gets the tokens and the others repeat the first token. At the next step
@@ -139,17 +137,13 @@ def teacher_force(model: Engine, trace: Trace, rows: int = 1, draft: int = 0) ->
     """
     fed = trace.fed_token_ids
     state = model.start(trace.source_token_ids, rows, len(fed) + 1)
-    cross = model.cross(state) if isinstance(model, FileEngine) else {}
+    cross = model.cross(state)
     steps: list[Floats] = []
     while (position := len(steps)) < len(fed):
         row, token_ids, beam_index = rows_of_step(trace, position, rows)
-        if draft and isinstance(model, FileEngine):
-            guess = fed[position + 1 : position + 1 + draft]
-            logits, state = model.step(state, token_ids, beam_index, guess)
-            steps.extend(logits.copy())
-        else:
-            logits, state = model.step(state, token_ids, beam_index)
-            steps.append(logits[row].copy())
+        guess = fed[position + 1 : position + 1 + draft]
+        logits, state = model.step(state, token_ids, beam_index, guess)
+        steps.extend((logits if draft else logits[row : row + 1]).copy())
     return TraceOutput(cross, np.stack(steps))
 
 
