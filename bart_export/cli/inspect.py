@@ -3,7 +3,6 @@
 import itertools
 import os
 import pathlib
-import re
 import shutil
 import sys
 import textwrap
@@ -29,6 +28,7 @@ from bart_export.errors import NoArtifact, PresetError, did_you_mean, shown
 from bart_export.locations import HUB, KAGGLE_HUB, Location, is_remote, normalized
 from bart_export.presets import PRESETS
 from bart_export.progress import plural
+from bart_export.report.facts import layered
 
 Facts = dict[str, Any]
 Section = Callable[[Any], Iterator[str]]
@@ -190,13 +190,8 @@ def signature_lines(content: Mapping[str, Signatures]) -> Iterator[str]:
 
 def tensor_lines(tensors: Mapping[str, TensorSpec]) -> Iterator[str]:
     """Yield tensors, such as cross_key_0 … 5  float32 [1, 4, source, 64]."""
-    alike: dict[tuple[str, str], list[str]] = {}
-    for name, tensor in tensors.items():
-        described = f"{tensor.dtype} [{', '.join(map(str, tensor.shape))}]"
-        alike.setdefault((re.sub(r"\d+$", "", name), described), []).append(name)
-    for (stem, described), found in alike.items():
-        last = f" … {found[-1].removeprefix(stem)}" if len(found) > 1 else ""
-        yield f"{found[0]}{last}  {described}"
+    for names, tensor in layered(tensors):
+        yield f"{names}  {tensor.dtype} [{', '.join(map(str, tensor.shape))}]"
 
 
 def file_lines(content: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -3,8 +3,8 @@
 import dataclasses
 import math
 import pathlib
-import re
-from collections.abc import Iterable, Mapping, Sequence
+import string
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from bart_export.artifact.figures import FileVerification, Measurement
 from bart_export.artifact.manifest import Manifest, TensorSpec, TfliteEntry
@@ -14,7 +14,6 @@ LONGEST = 32  # characters of a label
 Z = 1.96  # the normal distribution's 97.5th percentile
 FLOAT, INT8, INT4, CALIBRATED = "float", "int8", "int4", "calibrated"
 GOLDEN_TEXTS = "three short texts that ship with bart-export"
-LAYERED = re.compile(r"(.*_)\d+")  # a tensor that exists for every decoder layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,14 +183,21 @@ def signature_lines(manifest: Manifest) -> list[str]:
 
 
 def tensors(specs: Mapping[str, TensorSpec]) -> str:
-    """Return a line that lists tensors; a tensor that every layer has is listed once."""
-    lines: dict[str, str] = {}
+    """Return a line that lists tensors."""
+    return ", ".join(
+        f"`{names}` {tensor.dtype} ({', '.join(map(str, tensor.shape))})"
+        for names, tensor in layered(specs)
+    )
+
+
+def layered(specs: Mapping[str, TensorSpec]) -> Iterator[tuple[str, TensorSpec]]:
+    """Yield tensors with their names; those of all layers together, as cross_key_0 … 5."""
+    alike: dict[tuple[str, TensorSpec], list[str]] = {}
     for name, tensor in specs.items():
-        layered = LAYERED.fullmatch(name)
-        shown = f"`{layered[1]}0` …" if layered else f"`{name}`"
-        shape = ", ".join(map(str, tensor.shape))
-        lines.setdefault(shown, f"{shown} {tensor.dtype} ({shape})")
-    return ", ".join(lines.values())
+        alike.setdefault((name.rstrip(string.digits), tensor), []).append(name)
+    for (stem, tensor), names in alike.items():
+        last = f" … {names[-1].removeprefix(stem)}" if names[1:] else ""
+        yield f"{names[0]}{last}", tensor
 
 
 def contents(manifest: Manifest) -> dict[str, int]:
