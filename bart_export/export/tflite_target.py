@@ -30,7 +30,9 @@ from bart_export.tune import sensitivity
 from bart_export.tune.tune import RANKING_TEXTS, STORAGE_OPTIONS
 from bart_export.verify.checks import Gate
 from bart_export.verify.compare import Cases, TfliteFile
+from bart_export.verify.data import Texts
 from bart_export.verify.reference import KerasReference
+from bart_export.verify.tolerance import check_measurable
 from bart_export.verify.traces import teacher_force
 from bart_export.verify.weights import checkpoint_matrices
 
@@ -42,7 +44,7 @@ def export_tflite(model: Model, options: TfliteOptions, draft: Draft, stage: Sta
         drafted = model.info.generation.prompt_lookup_num_tokens
         shapes = shapes.limited_to(model.info.encoder_sequence_length).drafting(drafted)
     recipes = [with_bounds(recipe, options.tolerance) for recipe in options.recipes]
-    require_fitting(model.info, recipes, shapes)
+    require_fitting(model.info, recipes, shapes, options.data)
     texts, calibration = calibration_texts(options.calibration_data, model.directory)
     stage("convert the graph")
     float_file = write_float(model, recipes, shapes, draft)
@@ -142,11 +144,12 @@ def file_entry(
 
 
 def require_fitting(
-    info: ModelInfo, recipes: Sequence[Recipe], shapes: StaticShapes | None
+    info: ModelInfo, recipes: Sequence[Recipe], shapes: StaticShapes | None, texts: Texts | None
 ) -> None:
-    """Raise ConfigurationError unless the recipes and shapes fit the model and its settings."""
+    """Raise ConfigurationError unless recipes and shapes fit the model, its settings and texts."""
     for recipe in recipes:
         require_layers(recipe, layer_names(info.config))
+        check_measurable(recipe.tolerance, texts)
     max_length = info.generation.max_length
     if shapes is not None and shapes.target_length < max_length:
         raise ConfigurationError(

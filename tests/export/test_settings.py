@@ -52,6 +52,12 @@ def test_rows_without_a_token_are_not_in_the_files(tmp_path):
     assert all(token < 267 for token in result.token_ids)
 
 
+def test_a_bound_on_rouge_needs_references(tmp_path):
+    bound = "--target", "tflite", "--tolerance", "rouge_l=1", "--output", tmp_path / "made"
+    assert "needs texts with references" in refusal("--preset", CASE, *bound)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_artifact_says_whose_its_settings_are(exported):
     assert Artifact.open(exported).generation.max_length == 32
     for inspected in (exported, CASE):
