@@ -11,8 +11,7 @@ from typing import Any
 from bart_export.artifact.figures import FileVerification
 from bart_export.artifact.manifest import Manifest
 from bart_export.artifact.upload import CARD
-from bart_export.locations import HUGGING_FACE
-from bart_export.presets import PRESETS, Preset
+from bart_export.locations import HUGGING_FACE, last_name
 from bart_export.report import facts
 from bart_export.report.report import template
 
@@ -32,13 +31,14 @@ def render(manifest: Manifest, repository: str) -> str:
     """Return the card of an artifact in the repository "org/name"."""
     import huggingface_hub as hub
 
-    preset, files = known_preset(manifest), facts.reported_files(manifest)
+    preset, files = facts.known_preset(manifest), facts.reported_files(manifest)
+    title, base = last_name(manifest.preset), base_model(manifest)
     data = hub.ModelCardData(
-        model_name=facts.title(manifest),
+        model_name=title,
         library_name="litert",
         pipeline_tag=TASK,
-        base_model=base_model(manifest),
-        base_model_relation="quantized" if base_model(manifest) else None,
+        base_model=base,
+        base_model_relation="quantized" if base else None,
         language="en" if preset else None,
         tags=list(TAGS),
         eval_results=[hub.EvalResult(**row) for file in files for row in results(file)],
@@ -47,7 +47,7 @@ def render(manifest: Manifest, repository: str) -> str:
     return template(CARD).render(
         front_matter=data.to_yaml(),
         repository=repository,
-        title=facts.title(manifest),
+        title=title,
         description=preset and preset.description,
         # Not the path of a local checkpoint.
         source=manifest.source.handle if "://" in manifest.source.handle or preset else None,
@@ -59,17 +59,9 @@ def render(manifest: Manifest, repository: str) -> str:
     )
 
 
-def known_preset(manifest: Manifest) -> Preset | None:
-    """Return the preset in the registry that an artifact was exported from, or None."""
-    handle = manifest.source.handle
-    return next(
-        (preset for preset in PRESETS.values() if handle in (preset.name, *preset.aliases)), None
-    )
-
-
 def base_model(manifest: Manifest) -> str | None:
     """Return the checkpoint's repository on the Hugging Face Hub, or None if it is not known."""
-    preset = known_preset(manifest)
+    preset = facts.known_preset(manifest)
     handles = (manifest.source.handle, *(preset.aliases if preset else ()))
     found = filter(None, map(HUGGING_FACE.fullmatch, handles))
     return next((match[1] for match in found), None)

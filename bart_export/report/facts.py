@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-import pathlib
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from bart_export.artifact.figures import FileVerification, Measurement
 from bart_export.artifact.manifest import Manifest, TensorSpec, TfliteEntry
+from bart_export.presets import PRESETS, Preset
 from bart_export.recipes.table import MODES, RECIPES, STORAGES, stored_as
 
 LONGEST = 32  # characters of a label
@@ -140,9 +140,12 @@ class ReportedFile:
         return Figure(*rates)
 
 
-def title(manifest: Manifest) -> str:
-    """Return the last part of the preset's path or handle."""
-    return pathlib.PurePosixPath(manifest.preset.replace("\\", "/")).name or manifest.preset
+def known_preset(manifest: Manifest) -> Preset | None:
+    """Return the preset in the registry that an artifact was exported from, or None."""
+    handle = manifest.source.handle
+    return next(
+        (preset for preset in PRESETS.values() if handle in (preset.name, *preset.aliases)), None
+    )
 
 
 def reported_files(manifest: Manifest) -> list[ReportedFile]:

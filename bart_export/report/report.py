@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from bart_export import documents
 from bart_export.artifact.artifact import REPORT
 from bart_export.artifact.manifest import HostEntry, Manifest, StaticEntry
-from bart_export.presets import PRESETS
+from bart_export.locations import last_name
 from bart_export.report import facts, pictures
 from bart_export.report.facts import Figure, ReportedFile
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 COSTS, SENSITIVITY = "report/costs.svg", "report/sensitivity.svg"
 MOST_SENSITIVE = 10
-UNKNOWN_LICENCE = "the checkpoint's licence applies, but the checkpoint does not state it"
 WIDTH = 100  # columns
 DASH = "–"  # for figures that were not measured
 
@@ -49,13 +48,12 @@ def write(directory: pathlib.Path, manifest: Manifest) -> list[str]:
 def render(manifest: Manifest, files: Sequence[ReportedFile], drawn: Sequence[str]) -> str:
     """Return the text of a report; `drawn` has the names of its pictures."""
     measured = [row for file in files if (row := file.measurement) and row.lengths]
-    known = PRESETS.get(manifest.preset)
+    known = facts.known_preset(manifest)
     return template(REPORT).render(
         COSTS=COSTS,
         SENSITIVITY=SENSITIVITY,
-        UNKNOWN_LICENCE=UNKNOWN_LICENCE,
         GOLDEN_TEXTS=facts.GOLDEN_TEXTS,
-        title=facts.title(manifest),
+        title=last_name(manifest.preset),
         description=known and known.description,
         manifest=manifest,
         made_by=", ".join(f"{name} {version}" for name, version in manifest.tools.items()),

@@ -189,13 +189,15 @@ MEASURED = FileVerification(
 )
 def test_the_card_names_what_the_manifest_knows(made, handle, base, language):
     source = Source(handle, None, "keras", "0" * 64)
+    preset = f"{handle}/3" if handle.startswith("kaggle://") else handle
     manifest = dataclasses.replace(
-        made.manifest, preset=handle, source=source, verification=(MEASURED,)
+        made.manifest, preset=preset, source=source, verification=(MEASURED,)
     )
     text = card.render(manifest, NAME)
     front, body = front_matter(text)
     assert (front.get("base_model"), front.get("language")) == (base, language)
     assert ("base_model_relation" in front) == (base is not None)
+    assert f"\n# {handle.rpartition('/')[2]}\n" in body
     assert "secret" not in text
     (result,) = front["model-index"][0]["results"]
     assert result["dataset"] == {
