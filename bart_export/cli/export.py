@@ -284,8 +284,8 @@ def export_to(
         if isinstance(options, SavedModelOptions):
             options.settings(resolved.defaults.generation)
         with cli.loading_tensorflow(stage):
-            from bart_export.export.pipeline import export_resolved
-        artifact = export_resolved(resolved, options, output, stage)
+            from bart_export.export.pipeline import export
+        artifact = export(resolved, options, output, stage)
         if android is not None:
             stage("write the Android bundle")
             bundled = bundle.write(artifact, recipes[0].name, android)

@@ -17,6 +17,7 @@ from bart_export.edgetpu.compiler import Report
 from bart_export.errors import VerificationFailed
 from bart_export.export.options import EdgeTpuOptions
 from bart_export.export.target import ExportedFile, ExportResult, Model, calibration_texts
+from bart_export.export.tflite_target import file_entry
 from bart_export.progress import Stage
 from bart_export.recipes import table
 from bart_export.recipes.metrics import AT_MOST, Metric
@@ -49,21 +50,14 @@ def export_edgetpu(
     stage("write and check the segments")
     edgetpu.write_segments(model.parameters, sources, rows, draft.directory)
     segments, sizes = parts.segments(config), contract.sizes(config)
+    host = file_entry(draft, parts.HOST, dataclasses.replace(recipe, refusals={}), config)
+    signatures = {
+        signature.name: manifest.SignatureEntry.of(signature, sizes)
+        for signature in parts.host_signatures(config)
+    }
     entries: dict[str, manifest.FileEntry] = {
         parts.HOST: manifest.HostEntry(
-            *draft.content(parts.HOST),
-            parts.TARGET,
-            recipe=recipe.name,
-            mode=recipe.mode,
-            layers=recipe.layers,
-            tolerance=recipe.tolerance,
-            runtimes=table.LITERT_ONLY,
-            refusals={},
-            contract_version=contract.CONTRACT_VERSION,
-            signatures={
-                signature.name: manifest.SignatureEntry.of(signature, sizes)
-                for signature in parts.host_signatures(config)
-            },
+            **vars(dataclasses.replace(host, target=parts.TARGET)), signatures=signatures
         ),
         parts.CONSTANTS: manifest.FileEntry(*draft.content(parts.CONSTANTS), parts.TARGET),
     }

@@ -25,37 +25,26 @@ from bart_export.verify.reference import KerasReference
 
 
 def export(
-    preset: str,
+    preset: str | ResolvedPreset,
     options: Options,
     output: pathlib.Path,
     stage: Stage = lambda name: None,
-    *,
-    task: str | None = None,
 ) -> Artifact:
     """Export a preset to an artifact directory.
 
     Args:
-        preset: a preset's name, directory or hub address; see `resolve.find`.
+        preset: a preset's name, directory or hub address (see `resolve.find`), or what it was
+            resolved to.
         options: their class chooses the target.
         output: the artifact directory to create, extend or replace.
         stage: called with the name of each stage as it begins.
-        task: the task in the checkpoint's `task_specific_params` whose settings are used.
 
     Raises:
         BartExportError: if the preset cannot be read or exported, or the artifact cannot be
             written.
         VerificationFailed: if a file does not agree with the Keras model.
     """
-    return export_resolved(ResolvedPreset(preset, task, stage), options, output, stage)
-
-
-def export_resolved(
-    resolved: ResolvedPreset,
-    options: Options,
-    output: pathlib.Path,
-    stage: Stage = lambda name: None,
-) -> Artifact:
-    """Export a resolved preset; see `export`."""
+    resolved = ResolvedPreset(preset, stage=stage) if isinstance(preset, str) else preset
     checkpoint = resolved.checkpoint
     stage("build the Keras model")
     backbone = BartBackbone.from_checkpoint(checkpoint)

@@ -134,7 +134,7 @@ def kill_exports(target, recorded, step):
     from bart_export.checkpoints.resolve import ResolvedPreset
 
     resolved = ResolvedPreset(preset_of(recorded), None)
-    export = functools.partial(play_back(recorded).export_resolved, resolved, output=target)
+    export = functools.partial(play_back(recorded).export, resolved, output=target)
     for file in FILES:
         export(file)
     (target / EDITED).parent.mkdir()
