@@ -45,10 +45,8 @@ class Metrics:
         self.request_count = count(f"{TF}request_count", "model_name", "status")
         self.request_latency = histogram(f"{TF}request_latency", "model_name", "API", "entrypoint")
         self.runtime_latency = histogram(RUNTIME_LATENCY, "model_name", "API", "runtime")
-        self.warmup_latency = histogram(f"{TF}model_warmup_latency", "model_path", "status")
         # Running and waiting requests.
         self.in_progress = count(f"{OURS}requests_in_progress", "model_name")
-        self.refused = count(f"{OURS}refused_count", "model_name")
         # Generations of the LiteRT engine, each from one source.
         self.running = count(f"{OURS}running_generations", "model_name")
         self.waiting = count(f"{OURS}waiting_generations", "model_name")
@@ -88,8 +86,6 @@ class Metrics:
         finally:
             self.in_progress.labels(model_name).dec()
             self.request_count.labels(model_name, code.name).inc()
-            if code == Code.UNAVAILABLE:
-                self.refused.labels(model_name).inc()
 
     def exposition(self) -> str:
         """Return all metrics in Prometheus' text format."""

@@ -15,10 +15,10 @@ from google.protobuf.message import DecodeError
 
 from bart_export.errors import MissingExtra
 from bart_export.server import messages, predict
-from bart_export.server.metrics import MICROSECONDS, GenerationMetrics, Metrics
+from bart_export.server.metrics import GenerationMetrics, Metrics
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Limits, Servable
-from bart_export.server.status import Code, StatusError, invalid, status_of_error
+from bart_export.server.status import StatusError, invalid, status_of_error
 from bart_export.server.versions import LITERT, TENSORFLOW, OpenVersion, ServedModel
 
 LOG = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ MAX_BYTES = 1 << 28  # of all records; those of an export take a few kilobytes
 
 
 def opener(options: ServeOptions, metrics: Metrics) -> OpenVersion:
-    """Return the function that opens a version of a model and warms it up."""
+    """Return the function that opens a version of a model and runs its warm-up requests."""
 
     def open_version(served: ServedModel, number: int, path: pathlib.Path) -> Servable:
         deadline = time.monotonic() + options.load_seconds
@@ -37,7 +37,7 @@ def opener(options: ServeOptions, metrics: Metrics) -> OpenVersion:
         warms_up = options.warmup and served.engine == TENSORFLOW
         try:
             if warms_up and (path / WARMUP_REQUESTS).is_file():
-                warm_up(servable, path, metrics, deadline)
+                run_warmup(servable, path, deadline)
         except BaseException:
             servable.close()
             raise
@@ -61,29 +61,15 @@ def open_servable(
     return open_version(path, options)
 
 
-def warm_up(servable: Servable, path: pathlib.Path, metrics: Metrics, deadline: float) -> None:
-    """Run a version's warm-up requests and record how long they take."""
-    began, code = time.perf_counter(), Code.OK
-    try:
-        records = run_warmup(servable, path, deadline)
-    except StatusError as error:
-        code = error.code
-        raise
-    finally:
-        seconds = time.perf_counter() - began
-        metrics.warmup_latency.labels(str(path), code.name).observe(seconds * MICROSECONDS)
-    LOG.info("%s: ran %d warm-up requests in %.1f s", path, records, seconds)
-
-
-def run_warmup(servable: Servable, directory: pathlib.Path, deadline: float | None = None) -> int:
-    """Run a version's warm-up requests, and return their number.
+def run_warmup(servable: Servable, directory: pathlib.Path, deadline: float | None = None) -> None:
+    """Run a version's warm-up requests.
 
     Raises:
         StatusError: for a damaged or oversized file, or a request that fails.
     """
     from bart_export.server.tensorflow_engine import read_records
 
-    path = directory / WARMUP_REQUESTS
+    path, began = directory / WARMUP_REQUESTS, time.monotonic()
     if (size := path.stat().st_size) > MAX_BYTES:
         raise invalid(f"{path} must have at most {MAX_BYTES} bytes; has {size}")
     records = list(itertools.islice(read_records(path), MAX_RECORDS + 1))
@@ -102,4 +88,5 @@ def run_warmup(servable: Servable, directory: pathlib.Path, deadline: float | No
             raise StatusError(
                 status.code, f"Warmup record {number} from {path} failed: {status.message}"
             ) from error
-    return len(records)
+    seconds = time.monotonic() - began
+    LOG.info("%s: ran %d warm-up requests in %.1f s", directory, len(records), seconds)

@@ -49,17 +49,12 @@ def opened(monkeypatch):
 
 
 @pytest.fixture
-def metrics():
-    return Metrics()
-
-
-@pytest.fixture
-def load(opened, tmp_path, metrics):
+def load(opened, tmp_path):
     """Return a function that opens a version."""
 
     def open_with(**fields):
         served = ServedModel(name="m", base_path=tmp_path, engine="tensorflow")
-        return open_version.opener(ServeOptions(**fields), metrics)(served, 1, tmp_path)
+        return open_version.opener(ServeOptions(**fields), Metrics())(served, 1, tmp_path)
 
     return open_with
 
@@ -72,14 +67,12 @@ def asking(*x, signature="", dtype=np.float32, name="x", outputs=()):
     )
 
 
-def test_warm_up_requests_run_before_a_version_is_returned(opened, load, tmp_path, metrics, caplog):
+def test_warm_up_requests_run_before_a_version_is_returned(opened, load, tmp_path, caplog):
     write_requests(tmp_path, [asking(1), asking(2, signature="sums", name="a")])
     with caplog.at_level(logging.INFO):
         assert load() is opened
     assert opened.calls == [("serving_default", ("y",)), ("sums", ("difference", "sum"))]
     assert "ran 2 warm-up requests" in caplog.text
-    labels = f'model_path="{tmp_path}",status="OK"'
-    assert f":tensorflow:serving:model_warmup_latency_count{{{labels}}} 1.0" in metrics.exposition()
 
 
 def test_a_warm_up_request_may_name_its_outputs(opened, load, tmp_path):
@@ -100,9 +93,7 @@ def test_a_warm_up_request_may_name_its_outputs(opened, load, tmp_path):
         ),
     ],
 )
-def test_a_failed_warm_up_request_fails_the_load(
-    opened, load, tmp_path, metrics, wrong, code, reason
-):
+def test_a_failed_warm_up_request_fails_the_load(opened, load, tmp_path, wrong, code, reason):
     write_requests(tmp_path, [asking(1), wrong, asking(2)])
     with pytest.raises(StatusError) as refused:
         load()
@@ -112,7 +103,6 @@ def test_a_failed_warm_up_request_fails_the_load(
     assert reason in refused.value.message
     assert len(opened.calls) <= 2
     assert opened.closed
-    assert f'status="{code.name}"' in metrics.exposition()
 
 
 def test_an_engine_error_fails_the_load_with_its_status(opened, load, tmp_path):
@@ -134,12 +124,11 @@ def test_a_warm_up_request_times_out_with_the_load(opened, load, tmp_path, monke
 
 
 @pytest.mark.parametrize(("requests", "warmup"), [(None, True), ([asking(1)], False)])
-def test_warm_up_is_optional(opened, load, tmp_path, metrics, requests, warmup):
+def test_warm_up_is_optional(opened, load, tmp_path, requests, warmup):
     if requests:
         write_requests(tmp_path, requests)
     load(warmup=warmup)
     assert opened.calls == []
-    assert "warmup_latency_count" not in metrics.exposition()
 
 
 def write_raw(tmp_path, *records):
