@@ -15,7 +15,7 @@ import math
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import h11
@@ -34,38 +34,9 @@ from bart_export.server.status import status_of_error
 
 LOG = logging.getLogger(__name__)
 
-# Open files other than connections: models, libraries, pipes.
-OTHER_FILES = 128
-FEWEST_CONNECTIONS = 16
 # asyncio accepts the whole backlog before it serves any other event.
 BACKLOG = 128
 CANCEL_SECONDS = 2.0  # for the responses of cancelled requests
-
-
-def connection_limit(options: ServeOptions) -> int:
-    """Return the connection limit of each port, at most `max_connections`.
-
-    The process's file limit is raised if needed and permitted.
-    """
-    limit = options.max_connections
-    needed = 2 * limit + OTHER_FILES
-    with contextlib.suppress(ImportError):  # Windows has no such limit
-        import resource
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft != resource.RLIM_INFINITY and soft < needed:
-            files = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-            with contextlib.suppress(OSError, ValueError):
-                resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
-            files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-            limit = min(limit, max(FEWEST_CONNECTIONS, (files - OTHER_FILES) // 2))
-    if limit < options.max_connections:
-        LOG.warning(
-            "The file limit allows %d connections to each port instead of %d",
-            limit,
-            options.max_connections,
-        )
-    return limit
 
 
 def is_loopback(host: str) -> bool:
@@ -373,4 +344,11 @@ def error_answer(error: Exception) -> Response:
         code, message, headers = status.code.http_status, status.message, None
     if len(message) > ERROR_CHARACTERS:
         message = f"{message[:ERROR_CHARACTERS]} ..."
-    return Response(json_tensors.encoded({"error": message}), code, headers, JSON)
+    return json_answer({"error": message}, code, headers)
+
+
+def json_answer(
+    value: Mapping[str, object], code: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return a JSON response."""
+    return Response(json_tensors.encoded(value), code, headers, JSON)

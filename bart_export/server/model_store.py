@@ -30,6 +30,9 @@ from bart_export.server.versions import (
 
 LOG = logging.getLogger(__name__)
 
+# Time for stopped calls to end: an engine checks between tokens.
+STOP_SECONDS = 5.0
+
 FindVersions = Callable[[ServedModel], Mapping[int, pathlib.Path]]
 Labels = Mapping[str, Mapping[str, int]]  # name -> label -> version
 
@@ -94,9 +97,8 @@ class ModelStore:
             self.labels = self._checked_labels(models)
             self._serve(listed)
 
-    def stop(self) -> None:
-        """Unload everything; calls in progress have `drain_seconds` to finish."""
-        seconds = self.options.drain_seconds
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """Unload everything; calls in progress have some seconds to end."""
         with self.changed:
             self.stopped, self.labels = True, {}
             self._serve({})

@@ -36,7 +36,7 @@ class ServeOptions:
     workers: int | None = None
     num_threads: int | None = None
     queue_size: int = 16
-    max_connections: int = 1000
+    max_connections: int = 400  # two ports of 400 fit into the usual limit of 1024 open files
     max_request_bytes: int = 2**20
     max_request_rows: int = 32
     request_seconds: float = 30.0

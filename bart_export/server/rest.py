@@ -24,7 +24,7 @@ from starlette.routing import Route
 from bart_export.errors import shown
 from bart_export.runtime.results import Result
 from bart_export.server import json_tensors, messages
-from bart_export.server.http_server import JSON, error_answer
+from bart_export.server.http_server import JSON, error_answer, json_answer
 from bart_export.server.metrics import CONTENT_TYPE, Metrics
 from bart_export.server.model_store import ModelSpec, ModelStore
 from bart_export.server.options import MAX_BEAMS, ServeOptions
@@ -340,8 +340,3 @@ def metrics_path(config_file: pathlib.Path | None) -> str | None:
         return METRICS_PATH
     prometheus = messages.read_text(config_file, messages.MonitoringConfig).prometheus_config
     return (prometheus.path or METRICS_PATH) if prometheus.enable else None
-
-
-def json_answer(value: Mapping[str, object]) -> Response:
-    """Return a JSON response."""
-    return Response(json_tensors.encoded(value), media_type=JSON)

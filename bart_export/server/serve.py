@@ -29,9 +29,6 @@ from bart_export.server.versions import ServedModel, State
 
 LOG = logging.getLogger(__name__)
 
-# Time for stopped calls to end: an engine checks between tokens.
-STOP_SECONDS = 5.0
-
 
 @dataclasses.dataclass(frozen=True)
 class Serving:
@@ -122,12 +119,8 @@ def end_process() -> NoReturn:
 async def serving(models: Sequence[ServedModel], options: ServeOptions) -> AsyncIterator[Serving]:
     """Load the models and serve them while a block runs; at its end, drain and unload."""
     http_server.check_ports(options)
-    limit = http_server.connection_limit(options)
-    options = dataclasses.replace(options, max_connections=limit)
     metrics = Metrics()
-    # When the store stops, calls have already been drained and told to stop.
-    last = dataclasses.replace(options, drain_seconds=min(options.drain_seconds, STOP_SECONDS))
-    store = ModelStore(opener(options, metrics), last)
+    store = ModelStore(opener(options, metrics), options)
     # Report invalid options before loading, which may take minutes.
     grpc_server = GrpcServer(store, options, metrics)
     rest_server = http_server.RestServer(rest.app(store, options, metrics), options)

@@ -11,7 +11,6 @@ import httpx
 import pytest
 from starlette.exceptions import HTTPException
 from support.arithmetic import Arithmetic
-from support.command import python
 from support.rest_server import ANSWER, METRICS, MODEL, PREDICT, ROWS, serving
 from support.served_directories import wait_until
 
@@ -168,26 +167,6 @@ def test_where_all_are_at_work_a_new_one_is_refused():
                 assert received(refused) == b""
                 assert time.monotonic() - began < 1
             assert one.getresponse().status == 200
-
-
-LIMIT = """
-import resource
-from bart_export.server import http_server
-from bart_export.server.options import ServeOptions
-resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
-print(http_server.connection_limit(ServeOptions()), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-"""
-
-
-@pytest.mark.parametrize(
-    ("soft", "hard", "told"),
-    [(4000, 4096, "1000 4000"), (64, 4096, "1000 2128"), (64, 328, "100 328"), (64, 64, "16 64")],
-)
-def test_there_are_no_more_connections_than_files(soft, hard, told):
-    program = LIMIT.format(soft=soft, hard=hard)
-    run = python(program)
-    assert run.stdout.strip() == told, run.stderr
-    assert ("The file limit allows" in run.stderr) == (told.split()[0] != "1000")
 
 
 @pytest.mark.parametrize(("host", "status"), [("localhost", 200), ("evil.example", 403)])

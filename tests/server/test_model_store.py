@@ -197,9 +197,9 @@ def test_stopping_interrupts_configure(opener, base_path):
 
 
 def test_stopping_gives_up_on_a_call_that_never_ends(opener, base_path, caplog):
-    with running_store(opener, drain_seconds=0.02) as store:
+    with running_store(opener) as store:
         store.configure([served(base_path)])
         with store.lease(ModelSpec("m")):
-            store.stop()
+            store.stop(0.02)
             assert "not unloaded after 0.02 s" in caplog.text
             assert not opener.of(2).closed.is_set()

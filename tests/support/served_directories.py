@@ -90,13 +90,10 @@ class Opener:
         return servable
 
 
-OPTIONS = {"poll_seconds": 0.01, "drain_seconds": 5.0}
-
-
 @contextlib.contextmanager
 def running_store(opener, **options):
     """Return a store that polls real directories; it is stopped after the block."""
-    settings = ServeOptions(**{**OPTIONS, **options})
+    settings = ServeOptions(**{"poll_seconds": 0.01, **options})
 
     def find_versions(model):
         opener.polls += 1
