@@ -93,6 +93,7 @@ def test_a_client_learns_services_and_messages_by_reflection(served):
     [
         "/tensorflow.serving.SessionService/SessionRun",
         "/tensorflow.serving.PredictionService/PredictStreamed",
+        "/tensorflow.serving.PredictionService/Classify",
         "/made.up.Service/Predict",
     ],
 )
