@@ -19,7 +19,7 @@ from bart_export.progress import plural, print_text, texts_bar
 from bart_export.recipes.table import LITERT
 
 if TYPE_CHECKING:
-    from bart_export.cli.batch_results import Kept
+    from bart_export.cli.batch_files import Kept
     from bart_export.runtime import Generator
     from bart_export.runtime.results import Row
 
@@ -141,7 +141,7 @@ def generate(
       bart-export generate artifacts/bart_mini_en --input texts.txt --output headlines.jsonl
       zcat texts.jsonl.gz | bart-export generate artifacts/bart_mini_en --input - --output -
     """
-    from bart_export.cli import batch_files, batch_results
+    from bart_export.cli import batch_files
     from bart_export.runtime import Generator
 
     if text is not None and input_file is not None:
@@ -159,16 +159,16 @@ def generate(
     if max_batch_size is not None and input_file is None:
         raise click.UsageError("--max-batch-size needs an --input.")
     source = input_file or (pathlib.Path(batch_files.STANDARD) if text is None else None)
-    batch_results.check_output(output_file, source, overwrite or resume)
+    batch_files.check_output(output_file, source, overwrite or resume)
     flags = {name: options.pop(name) for name in FLAGS}
     parameters = {name: value for name, value in options.items() if value is not None}
     if "early_stopping" in parameters:
         parameters["early_stopping"] = EARLY_STOPPING[parameters["early_stopping"]]
-    kept, windows = batch_results.NOTHING, None
+    kept, windows = batch_files.NOTHING, None
     if input_file is not None:
         windows = batch_files.windows(batch_files.read_rows(input_file), input_file)
         if resume and output_file is not None:
-            kept, windows = batch_results.resumed(output_file, windows, input_file)
+            kept, windows = batch_files.resumed(output_file, windows, input_file)
     elif text is None:
         text = batch_files.read_standard_input()
     generator = Generator.from_artifact(
@@ -199,7 +199,7 @@ def generate(
         error.args = (in_flags(str(error)),)
         raise
     if output_file is not None:
-        with batch_results.results(output_file) as write:
+        with batch_files.results(output_file) as write:
             write({"text": text, **result.to_dict()})
     elif not stream:
         for sequence in result.sequences:
@@ -230,7 +230,7 @@ def batch(
     kept: "Kept",
 ) -> int:
     """Write or print a result for each row after the `kept` ones; return the number of errors."""
-    from bart_export.cli import batch_files, batch_results
+    from bart_export.cli import batch_files
 
     count, failed, uncounted = kept.rows, kept.failed, kept.rows
     shown = output is not None and str(output) != batch_files.STANDARD
@@ -243,7 +243,7 @@ def batch(
         texts_bar(batch_files.line_count(source), counts) if shown else contextlib.nullcontext(),
         contextlib.nullcontext(print_row)
         if output is None
-        else batch_results.results(output, kept) as write,
+        else batch_files.results(output, kept) as write,
     ):
         try:
             for answer in itertools.chain.from_iterable(

@@ -46,7 +46,7 @@ def tune(
     1 if even dynamic_wi8_afp32 exceeds the budget.
     """
     from bart_export.checkpoints.resolve import ResolvedPreset
-    from bart_export.cli import batch_results
+    from bart_export.cli import batch_files
     from bart_export.verify.data import read_texts
 
     bounds = metrics.parse_bounds(budget)
@@ -58,8 +58,8 @@ def tune(
             "A recipe file must be a regular file NAME.json in an existing directory, received "
             f"{path}. Choose another with --output."
         )
-    batch_results.check_loss(path, data, overwrite)
-    with batch_results.writing(path):
+    batch_files.check_loss(path, data, overwrite)
+    with batch_files.writing(path):
         tempfile.TemporaryFile(dir=place).close()  # fails now, not after minutes
     cli.require("Tuning", cli.EXPORT_PACKAGES, "export")
     with stages(STAGES) as stage:
@@ -70,7 +70,7 @@ def tune(
             from bart_export.tune.tune import tune as search
         tuned = search(resolved, path.stem, bounds, texts, stage)
     show(tuned, bounds)
-    with batch_results.writing(path):
+    with batch_files.writing(path):
         recipes.write_recipe(path, tuned.recipe)
     click.echo(f"Wrote {path}. Try it:")
     option = f" --data {data}" if data else ""

@@ -15,7 +15,7 @@ import pytest
 from support.command import COMMAND, refusal, run
 from support.many_texts import texts
 
-from bart_export.cli import batch_files, batch_results
+from bart_export.cli import batch_files
 from bart_export.runtime import Generator
 
 # The command with windows of 8 texts.
@@ -249,7 +249,7 @@ def test_memory_does_not_grow_with_the_number_of_texts(mini_artifact, tmp_path):
 def test_only_a_failed_write_is_reported_as_one(tmp_path):
     with (
         pytest.raises(OSError, match="of the input"),
-        batch_results.results(tmp_path / "out.jsonl") as write,
+        batch_files.results(tmp_path / "out.jsonl") as write,
     ):
         write({"text": "a"})
         raise OSError("of the input")
