@@ -23,12 +23,15 @@ from bart_export.verify.traces import Trace, log_softmax, worst
 Signature = Callable[..., Mapping[str, tf.Tensor]]  # keyword arguments to outputs by name
 Signatures = Mapping[str, Signature]
 
-METRICS = (
-    Metric("log_probabilities", "the largest error of a log-probability", AT_MOST),
-    Metric("hidden", "the largest error of the backbone's outputs", AT_MOST),
-    Metric("tokens", "the share of equal answers", AT_LEAST),
-    Metric("texts", "the share of texts that match their ids", AT_LEAST),
-)
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("log_probabilities", "the largest error of a log-probability", AT_MOST),
+        Metric("hidden", "the largest error of the backbone's outputs", AT_MOST),
+        Metric("tokens", "the share of equal answers", AT_LEAST),
+        Metric("texts", "the share of texts that match their ids", AT_LEAST),
+    )
+}
 # bfloat16 has no bound on `tokens`, because its rounding changes near-ties.
 TOLERANCES = {
     "float32": {"log_probabilities": 1e-3, "hidden": 1e-3, "tokens": 1.0, "texts": 1.0},
@@ -78,15 +81,11 @@ def check_saved_model(
     except tf.errors.OpError as error:
         reason = error.message.partition("\n")[0]
         raise VerificationFailed(f"{name} cannot answer: {reason}.") from error
-    tolerance = TOLERANCES[dtype]
-    require_bounds(
-        name,
-        [
-            Bound(metric, getattr(figures, metric.name), tolerance[metric.name])
-            for metric in METRICS
-            if metric.name in tolerance
-        ],
-    )
+    bounds = [
+        Bound(METRICS[metric], getattr(figures, metric), bound)
+        for metric, bound in TOLERANCES[dtype].items()
+    ]
+    require_bounds(name, bounds)
     return figures, answers
 
 
