@@ -212,24 +212,28 @@ def beam_search(generation: GenerationConfig) -> Search:
             # A beam has one candidate per end token, so at least num_beams candidates continue.
             rows, tokens, sums = largest(logits, totals - normalizers, count)
 
-        possible = sums > -np.inf
-        ends = possible & (last | np.isin(tokens, generation.end_token_ids))
-        # Candidates after the first num_beams may continue, but not finish.
-        for place in np.flatnonzero(ends[:beams]):
-            token_ids = (*sequences[rows[place], :length].tolist(), int(tokens[place]))
-            finished.append(Hypothesis(token_ids, float(sums[place]) / divisors[length]))
+        going_on: list[tuple[int, int, float]] = []
+        candidates = zip(rows.tolist(), tokens.tolist(), sums.tolist(), strict=True)
+        for place, (row, token, total) in enumerate(candidates):
+            if total == -np.inf:
+                break
+            if not last and token not in generation.end_token_ids:
+                going_on.append((row, token, total))
+            # Candidates after the first num_beams may continue, but not finish.
+            elif place < beams:
+                token_ids = (*sequences[row, :length].tolist(), token)
+                finished.append(Hypothesis(token_ids, total / divisors[length]))
         finished.sort(key=SCORE, reverse=True)  # stable: among equal scores, the older wins
         del finished[beams:]
-
-        goes_on = np.flatnonzero(possible & ~ends)[:beams]
-        if goes_on.size == 0:
+        if not going_on:
             break
-        unused = beams - goes_on.size
-        places = np.append(goes_on, np.repeat(goes_on[:1], unused))
-        beam_index = rows[places].astype(np.int32)
+        unused = max(0, beams - len(going_on))
+        going_on = going_on[:beams] + going_on[:1] * unused
+        beam_index = np.array([row for row, _, _ in going_on], np.int32)
         sequences = sequences[beam_index]
-        sequences[:, length] = tokens[places]
-        totals = np.append(sums[goes_on], np.full(unused, -np.inf))
+        sequences[:, length] = [token for _, token, _ in going_on]
+        totals = np.array([total for _, _, total in going_on])
+        totals[beams - unused :] = -np.inf
         if len(finished) == beams and not may_improve(
             float(totals[0]), length, finished[-1].score, divisors, generation
         ):
