@@ -15,6 +15,7 @@ import numpy as np
 
 from bart_export.config import BartConfig
 from bart_export.contract import BEAMS, CAPACITY, DRAFT, ROWS, SOURCE, SOURCES, Bucket
+from bart_export.runtime.caches import RowCopy
 from bart_export.runtime.search import Decode
 from bart_export.runtime.sizing import Buckets, Dynamic, FloatArray, IntArray, check_source
 
@@ -30,13 +31,13 @@ class Rows:
         inputs: the signature's inputs that are not about the source or the caches.
         position: each row's, int32 (rows,).
         used: the rows with a beam, int32 (used,).
-        copied: rows that are first given a copy of another one's caches, and the other one.
+        copied: what rows first copy from the caches of another one.
     """
 
     inputs: Mapping[str, IntArray]
     position: IntArray
     used: IntArray
-    copied: Mapping[int, int]
+    copied: Sequence[RowCopy]
 
 
 class Backend(Protocol):
@@ -69,7 +70,9 @@ class Slot:
     """A source in a batch.
 
     `rows` are the rows of its beams, counted from its first; `position` is the latest decoder
-    token's; `written` is the number of cached positions.
+    token's; `written` is the number of cached positions. `common[a][b]` is the number of leading
+    positions that rows a and b have in common, because one was copied from the other or both from
+    a third.
     """
 
     index: int
@@ -77,26 +80,39 @@ class Slot:
     rows: list[int]
     position: int = 0
     written: int = 0
+    common: list[list[int]] = dataclasses.field(init=False)
 
-    def reorder(self, beam_index: Sequence[int]) -> dict[int, int]:
+    def __post_init__(self) -> None:
+        self.common = [[0] * len(self.rows) for _ in self.rows]
+
+    def reorder(self, beam_index: Sequence[int]) -> list[RowCopy]:
         """Give each beam a row that continues beam `beam_index[k]`.
 
-        The first beam that continues another one takes its row. Returns the rows to copy, by row.
+        The first beam that continues another one takes its row. Returns the copies for the others.
         """
         parents = [self.rows[beam] for beam in beam_index]
         kept = set(parents)
         free = [row for row in self.rows if row not in kept]
         rows: list[int] = []
-        copied: dict[int, int] = {}
+        copied: list[RowCopy] = []
         for parent in parents:
             if parent in kept:
                 kept.remove(parent)
                 rows.append(parent)
             else:
-                copied[free[-1]] = parent
-                rows.append(free.pop())
+                row = free.pop()
+                copied.append(RowCopy(row, parent, self.common[row][parent], self.position))
+                self.share(row, parent)
+                rows.append(row)
         self.rows = rows + free
         return copied
+
+    def share(self, row: int, parent: int) -> None:
+        """Update `common` for a row that becomes a copy of another one."""
+        self.common[row] = self.common[parent].copy()
+        for other, positions in enumerate(self.common):
+            positions[row] = self.common[row][other]
+        self.common[row][parent] = self.common[parent][row] = self.position
 
 
 class Batch:
@@ -150,12 +166,11 @@ class Batch:
         rows, beams = self.sizes[ROWS], self.sizes[BEAMS]
         token_ids, position = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
         used: list[int] = []
-        copied: dict[int, int] = {}
+        copied: list[RowCopy] = []
         for slot, request in requests.items():
             slot.written = slot.position + 1
             first = slot.index * beams
-            for row, parent in slot.reorder(request.beam_index.tolist()).items():
-                copied[first + row] = first + parent
+            copied += [each.moved(first) for each in slot.reorder(request.beam_index.tolist())]
             own = [first + row for row in slot.rows[: len(request.token_ids)]]
             token_ids[own] = request.token_ids
             position[first : first + beams] = slot.position

@@ -157,12 +157,12 @@ class BufferedSignature:
             with failures(f"cannot resize {self.name}"):
                 for tensor in resized(self.signature.outputs, before, sizes):
                     self.outputs.pop(tensor.name, None)
-                changed = resized(self.signature.inputs, before, sizes)
+                changed = {each.name for each in resized(self.signature.inputs, before, sizes)}
                 for tensor in self.signature.inputs:
                     name, shape = tensor.name, self.shape(tensor)
-                    if tensor in changed and self.resizes:
+                    if name in changed and self.resizes:
                         model.resize_input_tensor_by_name(self.name, name, shape, strict=False)
-                    if name not in self.borrowed and (tensor in changed or name not in self.inputs):
+                    if name not in self.borrowed and (name in changed or name not in self.inputs):
                         old = self.inputs.pop(name, None)
                         native = model.create_input_buffer_by_name(self.name, name)
                         self.inputs[name] = Buffer(native, shape)
@@ -173,6 +173,11 @@ class BufferedSignature:
         except BaseException:  # such as Ctrl-C
             self.sizes = {}
             raise
+
+    def caches(self) -> list[tuple[FloatArray, FloatArray]]:
+        """Return the memory of each cache and of its output."""
+        inputs, outputs = self.inputs, self.outputs
+        return [(inputs[name].array, outputs[name].array) for name in self.cache_names]
 
     def run(self, inputs: Buffers, outputs: Buffers) -> None:
         """Run the signature, with some of its buffers replaced."""

@@ -6,29 +6,46 @@ Caches are float32 (rows, heads, capacity, head_size).
 import ctypes
 import functools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from bart_export.runtime.sizing import FloatArray, IntArray
 
 
-def copy_rows(cache: FloatArray, copied: Mapping[int, int], position: IntArray) -> None:
-    """Overwrite the keys of `copied` with their values; both are rows."""
-    for row, parent in copied.items():
-        length = position[row]
-        cache[row, :, :length] = cache[parent, :, :length]
+class RowCopy(NamedTuple):
+    """A row that is to become a copy of another one, from position `begin` to `end`."""
+
+    row: int
+    parent: int
+    begin: int
+    end: int
+
+    def moved(self, rows: int) -> "RowCopy":
+        """Return the copy for rows that are this much further on."""
+        return self._replace(row=self.row + rows, parent=self.parent + rows)
+
+
+def copy_rows(caches: Iterable[FloatArray], copied: Sequence[RowCopy]) -> None:
+    """Copy rows of all caches."""
+    if copied:
+        for cache in caches:
+            for row, parent, begin, end in copied:
+                cache[row, :, begin:end] = cache[parent, :, begin:end]
 
 
 def write_entries(
-    cache: FloatArray, outputs: FloatArray, rows: IntArray, position: IntArray
+    caches: Sequence[tuple[FloatArray, FloatArray]], rows: IntArray, position: IntArray
 ) -> None:
-    """Write an output of `decode` into these rows of a cache.
+    """Write outputs of `decode` into these rows of the caches, pairs of a cache and its output.
 
-    In version 1 of the contract, the output is a whole cache.
+    In version 1 of the contract, an output is a whole cache.
     """
-    whole = outputs.shape[2] == cache.shape[2]
+    whole = caches[0][0].shape == caches[0][1].shape
     # One assignment for all rows takes longer, even for 32.
     for row, place in zip(rows.tolist(), position[rows].tolist(), strict=True):
-        cache[row, :, place] = outputs[row, :, place if whole else 0]
+        source = place if whole else 0
+        for cache, output in caches:
+            cache[row, :, place] = output[row, :, source]
 
 
 def write_draft(cache: FloatArray, entries: FloatArray, position: int) -> None:

@@ -40,7 +40,7 @@ from bart_export.runtime.caches import (
 from bart_export.runtime.engine import FileEngine, processor_features, thread_count
 from bart_export.runtime.sizing import FloatArray, IntArray, sizing_of
 
-LARGE = 4 << 20  # bytes of buffers; returning the memory of smaller ones is not worth its time
+LARGE = 32 << 20  # bytes of buffers; returning the memory of smaller ones is not worth its time
 
 # One for all models, created with the first: creating and deleting one takes time and is logged.
 ENVIRONMENTS: list[Native] = []
@@ -246,12 +246,10 @@ class CompiledModelBackend:
         assert decoder is not None
         for name, array in rows.inputs.items():
             decoder.inputs[name].write(array)
-        for name in decoder.cache_names:
-            copy_rows(decoder.inputs[name].array, rows.copied, rows.position)
+        caches = decoder.caches()
+        copy_rows((cache for cache, _ in caches), rows.copied)
         decoder.run({}, {})
-        for name in decoder.cache_names:
-            cache, outputs = decoder.inputs[name].array, decoder.outputs[name].array
-            write_entries(cache, outputs, rows.used, rows.position)
+        write_entries(caches, rows.used, rows.position)
         logits: FloatArray = decoder.outputs["logits"].array[rows.used]
         return logits
 

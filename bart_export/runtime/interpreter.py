@@ -184,11 +184,10 @@ class InterpreterBackend:
         assert decoder is not None
         for name, array in rows.inputs.items():
             decoder.input(name)[:] = array
-        for name in self.cache_names:
-            copy_rows(decoder.input(name), rows.copied, rows.position)
+        copy_rows((decoder.input(name) for name in self.cache_names), rows.copied)
         decoder.invoke()
-        for name in self.cache_names:
-            write_entries(decoder.input(name), decoder.output(name), rows.used, rows.position)
+        caches = [(decoder.input(name), decoder.output(name)) for name in self.cache_names]
+        write_entries(caches, rows.used, rows.position)
         logits: FloatArray = decoder.output("logits")[rows.used]
         return logits
 

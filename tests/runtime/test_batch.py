@@ -7,6 +7,7 @@ from support.scripts import Running, Script, alone, assert_as_alone
 from bart_export.errors import InputError
 from bart_export.recipes.table import LITERT
 from bart_export.runtime.batch import Slot
+from bart_export.runtime.caches import copy_rows
 from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.runtime.engine import Decoding
 from bart_export.runtime.interpreter import open_interpreter
@@ -190,14 +191,36 @@ def test_drafted_tokens_get_the_logits_of_single_steps(engine, rejected):
 @pytest.mark.parametrize(
     ("rows", "beam_index", "copied", "then"),
     [
-        ([0, 1, 2], [0, 1, 2], {}, [0, 1, 2]),
-        ([0, 1, 2], [2, 0, 1], {}, [2, 0, 1]),
-        ([0, 1, 2], [1, 1, 0], {2: 1}, [1, 2, 0]),
-        ([2, 0, 1], [0, 0, 0], {1: 2, 0: 2}, [2, 1, 0]),
-        ([1, 2, 0], [2, 2], {2: 0}, [0, 2, 1]),
+        ([0, 1, 2], [0, 1, 2], [], [0, 1, 2]),
+        ([0, 1, 2], [2, 0, 1], [], [2, 0, 1]),
+        ([0, 1, 2], [1, 1, 0], [(2, 1)], [1, 2, 0]),
+        ([2, 0, 1], [0, 0, 0], [(1, 2), (0, 2)], [2, 1, 0]),
+        ([1, 2, 0], [2, 2], [(2, 0)], [0, 2, 1]),
     ],
 )
 def test_only_beams_that_ended_are_overwritten(rows, beam_index, copied, then):
     slot = Slot(0, 1, rows)
-    assert slot.reorder(beam_index) == copied
+    assert [(each.row, each.parent) for each in slot.reorder(beam_index)] == copied
     assert slot.rows == then
+
+
+@pytest.mark.parametrize("beams", [2, 3, 4])
+def test_rows_are_copied_from_where_they_differ(beams):
+    random, length = np.random.default_rng(beams), 40
+    slot = Slot(0, 1, [0, 1, 2, 3])
+    cache = np.zeros((4, 1, length, 1), np.float32)
+    expected = np.zeros((beams, length), np.float32)
+    copied, whole = 0, 0  # positions
+    for position in range(length):
+        slot.position = position
+        beam_index = random.integers(0, beams, beams)
+        copies = slot.reorder(beam_index.tolist())
+        copy_rows([cache], copies)
+        copied += sum(each.end - each.begin for each in copies)
+        whole += position * len(copies)
+        entries = random.random(beams)
+        expected = expected[beam_index]
+        expected[:, position] = entries
+        cache[slot.rows[:beams], 0, position, 0] = entries
+        np.testing.assert_array_equal(cache[slot.rows[:beams], 0, :, 0], expected)
+    assert copied < whole / 2
