@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from bart_export.artifact.artifact import MANIFEST, Artifact
+from bart_export.artifact.artifact import MANIFEST, Artifact, no_artifact, similar_artifact
 from bart_export.artifact.figures import FileVerification, Verification
 from bart_export.artifact.manifest import (
     SAVED_MODEL,
@@ -52,6 +52,8 @@ def facts(preset_or_artifact: str) -> Facts:
             if not preset_or_artifact.startswith((HUB, KAGGLE_HUB)):
                 raise
             return preset_facts(preset_or_artifact)
+    if similar_artifact(path) is not None:
+        raise NoArtifact(no_artifact(path))
     raise PresetError(
         f"{shown(preset_or_artifact)} is neither an artifact's directory nor a preset."
         f"{did_you_mean(preset_or_artifact, PRESETS)} Named presets are "

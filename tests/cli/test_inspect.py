@@ -59,7 +59,10 @@ def test_versions_are_those_that_are_served(symmetric_artifact, saved_model_arti
 
 def test_what_is_neither_an_artifact_nor_a_preset_is_told_both(tmp_path):
     (tmp_path / "file").touch()
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made/manifest.json").write_text('{"manifest_sha256": ""}')
     for given, words in (
+        (tmp_path / "mde", f"Did you mean {tmp_path / 'made'}?"),
         ("bart_bse_en", "Did you mean bart_base_en?"),
         (tmp_path / "nothing", "neither an artifact's directory nor a preset"),
         (tmp_path / "file", "is not a directory"),
