@@ -43,13 +43,18 @@ EXPORT_PACKAGES = {
 
 
 class LocalPath(click.Path):
-    """A path; a URL is refused, since it would become a directory such as hf:."""
+    """A path; a URL is refused, since it would become a directory such as hf:, and so is "".
+
+    An empty argument, as of an unset variable, would become the current directory.
+    """
 
     def __init__(self) -> None:
         super().__init__(path_type=pathlib.Path)
 
     def convert(self, value: Value, param: Value, ctx: Value) -> pathlib.Path:
         """Return the path."""
+        if not os.fspath(value):
+            self.fail("Expected a file or directory, received an empty path.", param, ctx)
         if is_remote(value):
             url = redacted_url(value)
             self.fail(f"Expected a local file or directory, received {url}.", param, ctx)

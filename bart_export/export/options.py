@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bart_export.verify.data import Texts
 
 DTYPES = ("float32", "bfloat16")
+MOST_BEAMS = 256  # of all texts decoded together; thousands need tens of gigabytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,9 @@ class TfliteOptions:
     `shapes` are those of a static build, or None for a dynamic one. `calibration_data` are texts,
     or None for the preset's own. `data` are texts to verify with in addition to the golden texts.
     `tolerance` overrides bounds of the recipes.
+
+    Raises:
+        ConfigurationError: if a bucket of `shapes` has more than `MOST_BEAMS` beams.
     """
 
     recipes: tuple[Recipe, ...]
@@ -29,6 +33,11 @@ class TfliteOptions:
     calibration_data: "Texts | None" = None
     data: "Texts | None" = None
     tolerance: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.shapes is not None:
+            beams = self.shapes.num_beams[-1] * self.shapes.sources[-1]
+            require_beams("--num-beams times --sources", beams)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +69,11 @@ class SavedModelOptions:
         lookup("dtype", self.dtype, dict.fromkeys(DTYPES))
 
     def settings(self, defaults: GenerationConfig) -> GenerationConfig:
-        """Return a preset's settings with these overrides; raise an error if it samples."""
+        """Return a preset's settings with these overrides.
+
+        Raises:
+            ConfigurationError: if the preset samples, or if there are more than `MOST_BEAMS` beams.
+        """
         fields = {name: value for name, value in vars(self).items() if name != "dtype"}
         given = {name: value for name, value in fields.items() if value is not None}
         if defaults.do_sample:
@@ -68,7 +81,15 @@ class SavedModelOptions:
                 "A SavedModel cannot sample, but the preset has do_sample=True. Change its "
                 "generation_config.json."
             )
-        return defaults.replace(**given)
+        settings = defaults.replace(**given)
+        require_beams("num_beams", settings.num_beams)
+        return settings
+
+
+def require_beams(subject: str, count: int) -> None:
+    """Raise ConfigurationError for more beams, of all texts together, than a file may decode."""
+    if count > MOST_BEAMS:
+        raise ConfigurationError(f"{subject} must be at most {MOST_BEAMS}, received {count}.")
 
 
 Options = TfliteOptions | SavedModelOptions | EdgeTpuOptions
