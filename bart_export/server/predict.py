@@ -23,7 +23,7 @@ TEXT, GENERATED = "text", "generated_text"
 QUICK_BYTES = 16 * 1024
 # Parsers hold the GIL throughout. Two at a time would be no faster, and would block the event loop
 # for twice as long.
-PARSING = threading.Lock()
+CONVERTING = threading.Lock()
 
 
 class Predictor:
@@ -145,7 +145,7 @@ async def run(lease: Lease, call: Call) -> Tensors:
     if reader is not None and generates_from_texts(call, signature):
         texts = call.inputs[TEXT]
         size = sum(map(len, texts))
-        blank = await run_off_loop(size, lambda: reader.blank_rows(texts, call.limits), alone=False)
+        blank = await run_off_loop(size, lambda: reader.blank_rows(texts, call.limits))
     outputs = await result_of(lease.keep(lease.servable.submit(call)), call.limits)
     return blank_out(outputs, blank) if blank else outputs
 
@@ -171,11 +171,11 @@ def blank_out(outputs: Tensors, rows: Sequence[int]) -> Tensors:
     return results
 
 
-async def run_off_loop(size: int, work: Callable[[], Answer], *, alone: bool = True) -> Answer:
-    """Do work on `size` bytes: on a thread if there are many, one at a time if `alone`."""
+async def run_off_loop(size: int, work: Callable[[], Answer]) -> Answer:
+    """Do work on `size` bytes: if there are many, on a thread and one at a time."""
 
     def in_turn() -> Answer:
-        with PARSING if alone else contextlib.nullcontext():
+        with CONVERTING:
             return work()
 
     return await asyncio.to_thread(in_turn) if size > QUICK_BYTES else work()

@@ -132,7 +132,6 @@ class Service:
             text = await run_off_loop(
                 sum(array.nbytes for array in outputs.values()),
                 lambda: json_tensors.from_outputs(outputs, by_row="instances" in document),
-                alone=False,
             )
             return Response(text, headers=limits.remarks.headers(), media_type=JSON)
 
