@@ -88,17 +88,13 @@ def open_version(directory: pathlib.Path, options: ServeOptions) -> "SavedModelS
         ArtifactError: for files that differ from the manifest, or an operator that no export has.
         StatusError: as for `open_saved_model`.
     """
-    if artifact_of(directory):
+    reader = None
+    if artifact := artifact_of(directory):
         check_operators(directory)
+        tokenizer = BartTokenizer.from_artifact(artifact)
+        reader = TextReader(tokenizer, artifact.manifest.encoder_sequence_length)
     servable = open_saved_model(directory, options)
-    try:
-        # Checked again: files may have changed while they were loaded.
-        if artifact := artifact_of(directory):
-            tokenizer = BartTokenizer.from_artifact(artifact)
-            servable.reader = TextReader(tokenizer, artifact.manifest.encoder_sequence_length)
-    except Exception:
-        servable.close()
-        raise
+    servable.reader = reader
     return servable
 
 

@@ -11,7 +11,7 @@ import pathlib
 import re
 from collections.abc import Callable, Collection, Mapping
 
-from bart_export.artifact.artifact import Artifact, is_artifact, path_of
+from bart_export.artifact.artifact import Artifact, is_artifact
 from bart_export.artifact.manifest import SAVED_MODEL
 from bart_export.errors import ArtifactError
 from bart_export.runtime.engine_choice import choose_file
@@ -64,19 +64,16 @@ class ServedModel:
 
 
 def find_versions(model: ServedModel) -> dict[int, pathlib.Path]:
-    """Return the directories of a model's complete versions, by number.
+    """Return the directories of a model's versions, by number.
 
-    An artifact's manifest says whether the artifact is complete. Another SavedModel counts as
-    complete once it has a graph; it may still fail to load.
+    A SavedModel counts as a version once it has a graph; it may be incomplete and fail to load.
 
     Raises:
-        ArtifactError: for an incomplete artifact, or a base path that cannot be listed.
+        ArtifactError: for an invalid manifest, or a base path that cannot be listed.
     """
     base_path = model.base_path
     if model.engine == LITERT:
-        return {complete_artifact(base_path, LITERT).manifest.exports: base_path}
-    if base_path.name == SAVED_MODEL and is_artifact(base_path.parent):
-        complete_artifact(base_path.parent, TENSORFLOW)
+        return {Artifact.open(base_path).manifest.exports: base_path}
     numbered = numbered_directories(base_path)
     return {number: path for number, path in numbered.items() if (path / GRAPH).is_file()}
 
@@ -108,25 +105,10 @@ def served_files(artifact: Artifact, engine: str) -> list[str]:
     return read + [name for name in artifact.manifest.files if name.startswith(f"{SAVED_MODEL}/")]
 
 
-def complete_artifact(directory: pathlib.Path, engine: str) -> Artifact:
-    """Open an artifact and check that the files that an engine reads have the right sizes."""
-    artifact = Artifact.open(directory)
-    for name in served_files(artifact, engine):
-        entry = artifact.manifest.files[name]
-        try:
-            size = path_of(directory, name).stat().st_size
-            fault = f"has {size} of {entry.bytes} bytes" if size != entry.bytes else ""
-        except OSError as error:
-            fault = f"cannot be read: {error.strerror}"
-        if fault and Artifact.open(directory).manifest == artifact.manifest:
-            raise ArtifactError(f"{directory / name} {fault}.")
-        if fault:  # a new export has replaced the artifact meanwhile
-            return complete_artifact(directory, engine)
-    return artifact
-
-
-def list_files(path: pathlib.Path) -> object:
-    """Return the names, sizes and modification times of everything below a path."""
+def list_files(version: pathlib.Path) -> object:
+    """Return names, sizes and modification times of all files of a version, or of its artifact."""
+    artifact = version.parent.parent
+    path = artifact if version.parent.name == SAVED_MODEL and is_artifact(artifact) else version
     try:
         stats = [(path, path.stat()) for path in sorted(path.rglob("*"))]
     except OSError:  # deleted meanwhile; unequal to any other result

@@ -211,7 +211,7 @@ def read_everything(directory, draft):
         _ = one.label, one.kind, one.megabytes, one.rouge_loss
     choose_engine(directory)
     for engine in (versions.LITERT, versions.TENSORFLOW):
-        versions.complete_artifact(directory, engine)
+        versions.served_files(opened, engine)
     bundle.warning(bundle.size(opened))
     for read in (
         lambda: list(inspect.lines(inspect.artifact_facts(directory))),
