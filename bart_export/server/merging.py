@@ -13,9 +13,6 @@ from bart_export.server.messages import Array
 from bart_export.server.servable import Tensors
 from bart_export.server.status import Code, StatusError, invalid
 
-# The limit of TensorFlow's padding kernel.
-LARGEST_PADDED_RANK = 6
-
 
 def row_count(inputs: Tensors) -> int:
     """Return the number of rows of a call's inputs."""
@@ -39,10 +36,7 @@ def merged_inputs(calls: Sequence[Tensors], size: int, pad: bool) -> Tensors:
     merged = {}
     for name in calls[0]:
         arrays = [call[name] for call in calls]
-        ranks = {array.ndim for array in arrays}
-        if pad and max(ranks) > LARGEST_PADDED_RANK:
-            raise invalid("Only tensors with rank from 1 to 6 can be padded.")
-        if pad and len(ranks) == 1:
+        if pad and len({array.ndim for array in arrays}) == 1:
             arrays = padded(arrays)
         elif len({array.shape[1:] for array in arrays}) > 1:
             raise StatusError(

@@ -54,10 +54,7 @@ def from_model_config(model: messages.Message) -> ServedModel:
             f"Expected model {model.name} to have an absolute path or URI; "
             f"got base_path()={model.base_path}"
         )
-    # model_type is deprecated; 1 is TENSORFLOW.
-    platform = model.model_platform or {0: "none", 1: TENSORFLOW}.get(
-        model.model_type, f"model_type {model.model_type}"
-    )
+    platform = model.model_platform or "none"
     if platform not in TARGETS:
         raise invalid(
             f"Expected model {model.name} to have the model_platform {TENSORFLOW} or {LITERT}, "

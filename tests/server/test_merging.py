@@ -47,7 +47,6 @@ def test_calls_without_rows_are_padded_to_the_others():
         ([[1, 2], [1, 2, 1]], False, Code.FAILED_PRECONDITION, "Tensors with name 'x' from differ"),
         ([[1, 2], [1, 2, 1]], True, Code.FAILED_PRECONDITION, "Tensors with name 'x' from differ"),
         ([[1, 0], [1, 3]], True, Code.INVALID_ARGUMENT, "Got empty tensor in batch of non-empty"),
-        ([[1] * 7], True, Code.INVALID_ARGUMENT, "Only tensors with rank from 1 to 6 can be"),
     ],
 )
 def test_what_cannot_be_merged_is_refused(shapes, pad, code, beginning):

@@ -41,9 +41,6 @@ TEXTS = {
     "two models": (
         listed(MODEL, MODEL.replace('name: "m"', 'name: "n"')), [record(), record("n")]
     ),
-    "the old name of the platform": (
-        listed('name: "m" base_path: "/models/m" model_type: TENSORFLOW'), [record()]
-    ),
     "the latest": (listed(MODEL + "model_version_policy { latest {} }"), [record()]),
     "the latest two": (
         listed(MODEL + "model_version_policy { latest { num_versions: 2 } }"),
@@ -96,7 +93,6 @@ REFUSED = {
         "Expected every model to have a name; the one at /models/m has none",
     ),
     "no platform": (listed(f'name: "m" {AT}'), f"{NO_PLATFORM}none"),
-    "another old name": (listed(f'name: "m" {AT} model_type: OTHER'), f"{NO_PLATFORM}model_type 2"),
     "an unknown platform": (
         listed(f'name: "m" {AT} model_platform: "caffe"'), f"{NO_PLATFORM}caffe"
     ),
