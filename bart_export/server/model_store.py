@@ -23,7 +23,6 @@ from bart_export.server.versions import (
     ServedModel,
     State,
     Version,
-    VersionStatus,
     find_versions,
     list_files,
 )
@@ -145,26 +144,24 @@ class ModelStore:
         finally:
             hold(-1)
 
-    def status(self, spec: ModelSpec) -> list[VersionStatus]:
-        """Return the status of a model's versions, highest first, or of the version requested.
+    def status(self, spec: ModelSpec) -> list[Version]:
+        """Return copies of a model's versions, highest first, or of the version requested.
 
         Labels are ignored, as in TensorFlow Serving.
         """
         with self.changed:
             # If two versions have the same number, report the available one.
             versions = sorted(self._of(spec.name), key=lambda v: v.state == State.AVAILABLE)
-            statuses = {
-                v.number: VersionStatus(v.number, v.state, v.code, v.message) for v in versions
-            }
-        if not statuses:
+            copies = {version.number: dataclasses.replace(version) for version in versions}
+        if not copies:
             raise StatusError(Code.NOT_FOUND, f"Could not find any versions of model {spec.name}")
         if spec.version is None:
-            return [statuses[number] for number in sorted(statuses, reverse=True)]
-        if spec.version not in statuses:
+            return [copies[number] for number in sorted(copies, reverse=True)]
+        if spec.version not in copies:
             raise StatusError(
                 Code.NOT_FOUND, f"Could not find version {spec.version} of model {spec.name}"
             )
-        return [statuses[spec.version]]
+        return [copies[spec.version]]
 
     def _of(self, name: str) -> Iterator[Version]:
         return (version for version in self.versions if version.model.name == name)

@@ -62,11 +62,11 @@ class Predictor:
         return messages.GetModelStatusResponse(
             model_version_status=[
                 {
-                    "version": status.version,
-                    "state": status.state.value,
-                    "status": {"error_code": status.code.value, "error_message": status.message},
+                    "version": version.number,
+                    "state": version.state.value,
+                    "status": {"error_code": version.code.value, "error_message": version.message},
                 }
-                for status in self.store.status(spec)
+                for version in self.store.status(spec)
             ]
         )
 

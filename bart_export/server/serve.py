@@ -149,8 +149,8 @@ def ready_lines(server: Serving, options: ServeOptions) -> Iterator[str]:
         yield f"Page: http://{host}:{server.rest_api_port}/"
     for name in server.store.served:
         available = [
-            str(status.version)
-            for status in server.store.status(ModelSpec(name))
-            if status.state == State.AVAILABLE
+            str(version.number)
+            for version in server.store.status(ModelSpec(name))
+            if version.state == State.AVAILABLE
         ]
         yield f"Model {name}: version {', '.join(available)}"

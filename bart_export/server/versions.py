@@ -129,16 +129,6 @@ class State(enum.IntEnum):
     END = 50
 
 
-@dataclasses.dataclass(frozen=True)
-class VersionStatus:
-    """The status of a version as clients see it; `code` and `message` describe a failure."""
-
-    version: int
-    state: State
-    code: Code = Code.OK
-    message: str = ""
-
-
 @dataclasses.dataclass(eq=False)
 class Version:
     """A version of a model and its state.

@@ -122,7 +122,7 @@ def latest(store, name="m", **spec):
 
 def states(store, name="m"):
     """Return the state of each version."""
-    return {status.version: status.state for status in store.status(ModelSpec(name))}
+    return {version.number: version.state for version in store.status(ModelSpec(name))}
 
 
 def refusal(act):
