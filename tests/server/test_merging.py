@@ -1,5 +1,7 @@
 """Rows of several calls in one tensor: the rules of padding, and what cannot be merged."""
 
+import functools
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -40,51 +42,44 @@ def test_calls_without_rows_are_padded_to_the_others():
     assert merged(np.zeros([0, 1]), np.ones([1, 2])).tolist() == [[1.0, 1.0]]
 
 
-@pytest.mark.parametrize(
-    ("shapes", "pad", "code", "beginning"),
-    [
-        ([[1, 2], [1, 3]], False, Code.FAILED_PRECONDITION, "Tensors with name 'x' from differ"),
-        ([[1, 2], [1, 2, 1]], False, Code.FAILED_PRECONDITION, "Tensors with name 'x' from differ"),
-        ([[1, 2], [1, 2, 1]], True, Code.FAILED_PRECONDITION, "Tensors with name 'x' from differ"),
-        ([[1, 0], [1, 3]], True, Code.INVALID_ARGUMENT, "Got empty tensor in batch of non-empty"),
-    ],
-)
-def test_what_cannot_be_merged_is_refused(shapes, pad, code, beginning):
+def rows_of(*shapes):
+    return row_count({str(index): np.ones(shape) for index, shape in enumerate(shapes)})
+
+
+def one_row_of(*shapes):
+    (shape,) = shapes
+    return split_outputs({"y": np.zeros(shape)}, [1], 1)
+
+
+def merged_of(*shapes, pad=True):
+    return merged(*map(np.ones, shapes), pad=pad)
+
+
+unpadded_of = functools.partial(merged_of, pad=False)
+SHAPES_DIFFER = Code.FAILED_PRECONDITION, "Tensors with name 'x' from different"
+# What is done with tensors of some shapes, the code, and the beginning of the message.
+REFUSED = [
+    (unpadded_of, [[1, 2], [1, 3]], *SHAPES_DIFFER),
+    (unpadded_of, [[1, 2], [1, 2, 1]], *SHAPES_DIFFER),
+    (merged_of, [[1, 2], [1, 2, 1]], *SHAPES_DIFFER),
+    (merged_of, [[1, 0], [1, 3]], Code.INVALID_ARGUMENT, "Got empty tensor in batch of non-empty"),
+    (rows_of, [], Code.INVALID_ARGUMENT, "Batching Run() must have at least one input tensor"),
+    (rows_of, [[2], []], Code.INVALID_ARGUMENT,
+     "Batching Run() input tensors must have at least one dimension"),
+    (rows_of, [[2], [1, 2]], Code.INVALID_ARGUMENT,
+     "Batching Run() input tensors must have equal 0th-dimension size"),
+    (one_row_of, [[]], Code.FAILED_PRECONDITION, "Batched output tensor has 0 dimensions"),
+    (one_row_of, [[3]], Code.FAILED_PRECONDITION,
+     "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes of"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("act", "shapes", "code", "beginning"), REFUSED)
+def test_what_cannot_be_merged_or_split_is_refused(act, shapes, code, beginning):
     with pytest.raises(StatusError) as refused:
-        merged(*map(np.ones, shapes), pad=pad)
+        act(*shapes)
     assert refused.value.code is code
     assert refused.value.message.startswith(beginning)
-
-
-@pytest.mark.parametrize(
-    ("shapes", "message"),
-    [
-        ([], "Batching Run() must have at least one input tensor"),
-        ([[2], []], "Batching Run() input tensors must have at least one dimension"),
-        ([[2], [1, 2]], "Batching Run() input tensors must have equal 0th-dimension size"),
-    ],
-)
-def test_inputs_must_have_rows(shapes, message):
-    with pytest.raises(StatusError) as refused:
-        row_count({str(index): np.ones(shape) for index, shape in enumerate(shapes)})
-    assert (refused.value.code, refused.value.message) == (Code.INVALID_ARGUMENT, message)
-
-
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ([], "Batched output tensor has 0 dimensions"),
-        (
-            [3],
-            "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension "
-            "sizes of the input tensors",
-        ),
-    ],
-)
-def test_outputs_must_have_a_row_for_each_row(shape, message):
-    with pytest.raises(StatusError) as refused:
-        split_outputs({"y": np.zeros(shape)}, [1], 1)
-    assert (refused.value.code, refused.value.message) == (Code.FAILED_PRECONDITION, message)
 
 
 def test_parts_of_an_output_that_has_a_padding_are_made_as_long_as_the_longest():

@@ -259,13 +259,10 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("text", MALFORMED)
-def test_a_malformed_tensor_is_refused_by_name(text):
+def test_tensorflow_refuses_a_malformed_tensor(text):
     proto = text_format.Parse(text, TensorProto())
     with pytest.raises((tf.errors.InvalidArgumentError, ValueError, TypeError)):
         tf.io.parse_tensor(proto.SerializeToString(), tf.as_dtype(proto.dtype or 1))
-    with pytest.raises(StatusError, match="^tensor parsing error: ids$") as raised:
-        messages.to_array(proto, "ids")
-    assert raised.value.code is Code.INVALID_ARGUMENT
 
 
 # Small messages with huge shapes or with shapes and types that NumPy lacks.
@@ -282,16 +279,17 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("text", HOSTILE)
-def test_a_small_message_allocates_little(text):
+@pytest.mark.parametrize("text", MALFORMED + HOSTILE)
+def test_a_tensor_is_refused_by_name_without_much_work(text):
     proto = TensorProto()
     if "101" in text:
         proto.dtype = 101
     else:
         text_format.Parse(text, proto)
     begun = time.process_time()
-    with pytest.raises(StatusError, match="^tensor parsing error: x$"):
-        messages.to_array(proto, "x")
+    with pytest.raises(StatusError, match="^tensor parsing error: ids$") as raised:
+        messages.to_array(proto, "ids")
+    assert raised.value.code is Code.INVALID_ARGUMENT
     assert time.process_time() - begun < 0.5
 
 

@@ -1,6 +1,7 @@
 """Worker processes: shared batches, cancelled calls, and workers that die."""
 
 import collections
+import contextlib
 import http.client
 import json
 import multiprocessing
@@ -241,6 +242,19 @@ def opened(directory, **options):
     )
 
 
+@pytest.fixture
+def servable(symmetric_artifact):
+    """Return a servable of one worker."""
+    with contextlib.closing(opened(symmetric_artifact.directory)) as servable:
+        yield servable
+
+
+@pytest.fixture
+def worker(servable):
+    """Return the process of the servable's worker."""
+    return servable.pool.workers[0].process
+
+
 def test_a_worker_that_cannot_start_again_is_given_up(symmetric_artifact, tmp_path, caplog):
     made = shutil.copytree(symmetric_artifact.directory, tmp_path / "made")
     servable = opened(made)
@@ -263,10 +277,9 @@ def test_a_worker_that_cannot_start_again_is_given_up(symmetric_artifact, tmp_pa
 
 
 def test_a_process_that_cannot_be_started_once_delays_its_jobs(
-    symmetric_artifact, monkeypatch, caplog
+    servable, worker, monkeypatch, caplog
 ):
     monkeypatch.setattr(worker_pool, "RESTART_SECONDS", 0.1)
-    servable = opened(symmetric_artifact.directory)
     settings = servable.model.generation.replace(num_beams=1, min_length=60, max_length=60)
     jobs = [Job([0, 10 + number, 2], settings, Limits()) for number in range(2)]
     start, errors = worker_pool.PROCESSES.Process.start, [OSError(24, "Too many open files")]
@@ -277,12 +290,10 @@ def test_a_process_that_cannot_be_started_once_delays_its_jobs(
         start(process)
 
     monkeypatch.setattr(worker_pool.PROCESSES.Process, "start", start_or_fail)
-    (process,) = multiprocessing.active_children()
-    os.kill(process.pid, signal.SIGSTOP)  # so that it dies with its jobs
+    os.kill(worker.pid, signal.SIGSTOP)  # so that it dies with its jobs
     servable.pool.submit(jobs)
-    process.kill()
+    worker.kill()
     assert [job.future.result(60).timings.tokens for job in jobs] == [59, 59]
-    servable.close()
     killed, failed = caplog.messages
     assert "it was killed by SIGKILL" in killed
     assert "Too many open files" in failed
@@ -297,25 +308,17 @@ def test_a_first_process_that_cannot_be_started_is_an_error(symmetric_artifact, 
         opened(symmetric_artifact.directory)
 
 
-def test_a_worker_that_hangs_is_killed_when_its_model_is_closed(symmetric_artifact, monkeypatch):
+def test_a_worker_that_hangs_delays_no_job_beyond_its_limits_and_is_killed(
+    servable, worker, monkeypatch
+):
     monkeypatch.setattr(worker_pool, "EXIT_SECONDS", 0.2)
-    servable = opened(symmetric_artifact.directory)
-    (process,) = multiprocessing.active_children()
-    os.kill(process.pid, signal.SIGSTOP)
-    servable.close()
-    assert not process.is_alive()
-
-
-def test_the_limits_of_a_job_are_checked_while_its_worker_hangs(symmetric_artifact):
-    servable = opened(symmetric_artifact.directory)
-    (process,) = multiprocessing.active_children()
-    os.kill(process.pid, signal.SIGSTOP)
+    os.kill(worker.pid, signal.SIGSTOP)
     limits = Limits(deadline=time.monotonic() + 0.1)
     with pytest.raises(StatusError) as error:
         servable.pool.run([Job([0, 10, 2], servable.model.generation, limits)])
     assert error.value.code == Code.DEADLINE_EXCEEDED
-    os.kill(process.pid, signal.SIGCONT)
     servable.close()
+    assert not worker.is_alive()
 
 
 def test_the_worker_with_the_fewest_jobs_takes_the_next_and_those_of_one_that_dies(mini_artifact):
