@@ -1,9 +1,10 @@
 """The model store: it polls for new versions of models, and loads and unloads them.
 
-A version goes through START, LOADING, AVAILABLE, UNLOADING and END on its own thread; one that
-cannot be loaded goes from LOADING to END. A new version is loaded before the old one is unloaded
-(TensorFlow Serving's AvailabilityPreservingPolicy). A version that cannot be loaded is skipped in
-favour of another until its files change, because it may not be fully copied yet.
+A version goes through LOADING, AVAILABLE, UNLOADING and END on its own thread; one that cannot be
+loaded goes from LOADING to END. A model loads one version at a time, the highest first, and before
+it unloads the old one (TensorFlow Serving's AvailabilityPreservingPolicy). A version that cannot be
+loaded is skipped in favour of another until its files change, because it may not be fully copied
+yet.
 """
 
 import collections
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from bart_export.server.options import ServeOptions
-from bart_export.server.servable import Lease, Servable
+from bart_export.server.servable import Lease
 from bart_export.server.status import Code, StatusError, invalid, status_of_load
 from bart_export.server.versions import (
     OpenVersion,
@@ -185,7 +186,6 @@ class ModelStore:
                     self.remarks.pop(name, None)
             for name in old.keys() - served.keys():
                 LOG.info("%s: no longer served", name)
-                self.due.discard(name)
                 for version in self._of(name):
                     version.is_wanted = False
                 self._retire(name)
@@ -213,7 +213,7 @@ class ModelStore:
         """Wait until wanted versions have loaded or failed; return the latest one's error or ""."""
 
         def is_settled() -> bool:
-            loading = any(v.state < State.AVAILABLE for v in self._wanted(name))
+            loading = any(version.state == State.LOADING for version in self._of(name))
             return self.stopped or (name not in self.due and not loading)
 
         with self.changed:
@@ -239,6 +239,7 @@ class ModelStore:
                 )
                 if self.stopped:
                     return
+                self.due &= self.served.keys()
                 models = [self.served[name] for name in self.due or self.served]
             for model in models:
                 self._poll(model)
@@ -266,20 +267,22 @@ class ModelStore:
             self._retire(name)
 
     def _want(self, model: ServedModel, found: Mapping[int, pathlib.Path]) -> None:
-        """Choose the wanted versions and load new ones; ended ones are loaded again."""
+        """Choose the wanted versions, and load the highest new one; ended ones are loaded again."""
         known = list(self._of(model.name))
+        if any(version.state == State.LOADING for version in known):
+            return  # its end is followed by another poll
         failed = {version.path for version in known if version.has_failed}
         sound = {number: path for number, path in found.items() if path not in failed}
         chosen = model.policy.choose(sound) or model.policy.choose(found)
         wanted = {(number, found[number]) for number in chosen}
         for version in known:
-            is_current = version.state < State.UNLOADING or version.has_failed
+            is_current = version.state == State.AVAILABLE or version.has_failed
             version.is_wanted = is_current and (version.number, version.path) in wanted
-        for number, path in wanted - {(v.number, v.path) for v in known if v.is_wanted}:
-            new = Version(model, number, path)
-            replaced = {v for v in known if v.number == number and v.state == State.END}
-            self.versions = [*(v for v in self.versions if v not in replaced), new]
-            threading.Thread(target=self._live, args=(new,), daemon=True).start()
+        if new := wanted - {(v.number, v.path) for v in known if v.is_wanted}:
+            version = Version(model, *max(new))
+            replaced = {v for v in known if v.number == version.number and v.state == State.END}
+            self.versions = [*(v for v in self.versions if v not in replaced), version]
+            threading.Thread(target=self._live, args=(version,), daemon=True).start()
 
     def _retire(self, name: str) -> None:
         """Unload unwanted versions once a wanted one is available, and notify all waiters."""
@@ -293,53 +296,33 @@ class ModelStore:
     def _live(self, version: Version) -> None:
         """Load a version, and close it once it is UNLOADING and no call is using it."""
         name, number = version.model.name, version.number
-        if servable := self._load(version):
-            with self.changed:
-                self.changed.wait_for(
-                    lambda: version.state == State.UNLOADING and version.leases == 0
-                )
-                version.servable = None
-            try:
-                servable.close()
-            except Exception as error:  # it is unloaded either way
-                LOG.warning("%s: closing version %d: %s", name, number, status_of_load(error))
-            LOG.info("%s: unloaded version %d", name, number)
-        with self.changed:
-            version.state = State.END
-            if version.has_failed and version.is_wanted:
-                self.due.add(name)  # another version may be served instead
-            self.changed.notify_all()
-
-    def _load(self, version: Version) -> Servable | None:
-        """Make a version available; return None if it cannot be loaded or is no longer wanted."""
-        name, number = version.model.name, version.number
-        with self.changed:
-            self.changed.wait_for(lambda: self._is_next(version) or not version.is_wanted)
-            if not version.is_wanted:
-                return None
-            version.state = State.LOADING
         began, files = time.monotonic(), list_files(version.path)
         try:
             servable = self.open_version(version.model, number, version.path)
         except Exception as error:  # other versions load, whatever the error
             failure = status_of_load(error)
-            LOG.error("%s: version %d cannot be loaded: %s", name, number, failure)
             with self.changed:
                 version.code, version.message = failure.code, failure.message
-                version.failed_files = files
-            return None
+                version.failed_files, version.state = files, State.END
+                LOG.error("%s: version %d cannot be loaded: %s", name, number, failure)
+                self.due.add(name)  # another version may be served instead
+                self.changed.notify_all()
+            return
         with self.changed:
             version.servable, version.state = servable, State.AVAILABLE
             LOG.info("%s: loaded version %d in %.2f s", name, number, time.monotonic() - began)
+            self.due.add(name)  # another version may be waiting
             self._retire(name)
-        return servable
-
-    def _is_next(self, version: Version) -> bool:
-        """Return whether it is a version's turn to load: one per model at a time, highest first."""
-        known = list(self._of(version.model.name))
-        new = (v.number for v in known if v.is_wanted and v.state == State.START)
-        loading = any(v.state == State.LOADING for v in known)
-        return not loading and version.number >= max(new, default=0)
+            self.changed.wait_for(lambda: version.state == State.UNLOADING and version.leases == 0)
+            version.servable = None
+        try:
+            servable.close()
+        except Exception as error:  # it is unloaded either way
+            LOG.warning("%s: closing version %d: %s", name, number, status_of_load(error))
+        LOG.info("%s: unloaded version %d", name, number)
+        with self.changed:
+            version.state = State.END
+            self.changed.notify_all()
 
 
 def highest(versions: Iterator[Version]) -> Version | None:

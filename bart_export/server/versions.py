@@ -122,7 +122,6 @@ OpenVersion = Callable[[ServedModel, int, pathlib.Path], Servable]
 class State(enum.IntEnum):
     """The states of a version, numbered as in ModelVersionStatus.State."""
 
-    START = 10
     LOADING = 20
     AVAILABLE = 30
     UNLOADING = 40
@@ -140,7 +139,7 @@ class Version:
     model: ServedModel
     number: int
     path: pathlib.Path
-    state: State = State.START
+    state: State = State.LOADING
     code: Code = Code.OK
     message: str = ""
     is_wanted: bool = True
