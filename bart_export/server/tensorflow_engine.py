@@ -11,7 +11,6 @@ may only use operators that bart-export writes, because anyone can write a manif
 
 import dataclasses
 import functools
-import gc
 import itertools
 import logging
 import math
@@ -50,9 +49,6 @@ with native_stderr_silenced():
     from tensorflow.python.framework.ops import SymbolicTensor
     from tensorflow.python.lib.io.tf_record import tf_record_random_reader
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
-# Without this, each full collection would walk TensorFlow's modules for a third of a second.
-gc.collect()
-gc.freeze()
 
 PARAMETERS = "batching_params.pbtxt"
 TAG = "serve"
