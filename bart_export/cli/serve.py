@@ -50,8 +50,6 @@ OPTIONS: tuple[tuple[str, str, Value, str], ...] = (
      "Interval between checks for new versions; 0 for a single check."),
     ("model_config_poll_seconds", "--model-config-file-poll-seconds", Seconds(),
      "Interval between reads of --model-config-file; 0 for a single read."),
-    ("allow_labels_for_unavailable", "--allow-version-labels-for-unavailable-models", None,
-     "Allow a new label for a version that is not loaded yet."),
     ("allow_reload_requests", "--allow-reload-requests", None,
      "Allow gRPC clients to change the served directories (HandleReloadConfigRequest)."),
     ("ssl_config_file", "--ssl-config-file", PATH, "SSLConfig as a text proto: TLS for gRPC."),

@@ -196,11 +196,7 @@ class ModelStore:
         for model in models:
             with self.changed:
                 available = {version.number for version in self._available(model.name)}
-            held = self.labels.get(model.name, {})
-            for label, number in model.labels.items():
-                moves = held.get(label, number) != number
-                if self.options.allow_labels_for_unavailable and not moves:
-                    continue
+            for number in model.labels.values():
                 if number not in available:
                     raise StatusError(
                         Code.FAILED_PRECONDITION,

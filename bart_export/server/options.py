@@ -44,7 +44,6 @@ class ServeOptions:
     batching_parameters_file: pathlib.Path | None = None
     poll_seconds: float = 1.0
     model_config_poll_seconds: float = 0.0
-    allow_labels_for_unavailable: bool = False
     allow_reload_requests: bool = False
     warmup: bool = True
     load_seconds: float = 600.0

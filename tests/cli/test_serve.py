@@ -57,7 +57,6 @@ GIVEN = [
     ("--request-seconds", "0.7", "request_seconds", 0.7),
     ("--batching-parameters-file", "b", "batching_parameters_file", pathlib.Path("b")),
     ("--poll-seconds", "0", "poll_seconds", 0.0),
-    ("--allow-version-labels-for-unavailable-models", None, "allow_labels_for_unavailable", True),
     ("--allow-reload-requests", None, "allow_reload_requests", True),
     ("--ssl-config-file", "s", "ssl_config_file", pathlib.Path("s")),
     ("--monitoring-config-file", "m", "monitoring_config_file", pathlib.Path("m")),
