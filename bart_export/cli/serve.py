@@ -53,8 +53,6 @@ OPTIONS: tuple[tuple[str, str, Value, str], ...] = (
     ("allow_reload_requests", "--allow-reload-requests", None,
      "Allow gRPC clients to change the served directories (HandleReloadConfigRequest)."),
     ("ssl_config_file", "--ssl-config-file", PATH, "SSLConfig as a text proto: TLS for gRPC."),
-    ("monitoring_config_file", "--monitoring-config-file", PATH,
-     "MonitoringConfig as a text proto: metrics for Prometheus."),
     ("allowed_hosts", "--allowed-host", str,
      "Hosts that requests may name in addition to localhost and --host; '*' for any."),
     ("allowed_origins", "--allowed-origin", str,

@@ -51,7 +51,6 @@ class ServeOptions:
     allowed_origins: tuple[str, ...] = ()
     page: bool = True
     ssl_config_file: pathlib.Path | None = None
-    monitoring_config_file: pathlib.Path | None = None
     drain_seconds: float = 30.0
 
     def __post_init__(self) -> None:

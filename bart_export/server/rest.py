@@ -59,8 +59,7 @@ def app(store: ModelStore, options: ServeOptions, metrics: Metrics) -> Starlette
         for choice in ("", "/versions/{version}", "/labels/{label}")
         for verb, ending, method in methods
     ]
-    if path := metrics_path(options.monitoring_config_file):
-        routes.append(Route(path, service.metrics))
+    routes.append(Route(METRICS_PATH, service.metrics))
     if options.page:
         routes.append(Route("/", service.page))
     handlers = dict.fromkeys((HTTPException, Exception), error_of_route)
@@ -325,11 +324,3 @@ def page_model(store: ModelStore, name: str) -> dict[str, object]:
             }  # fmt: skip
     except StatusError:  # no version is available
         return {"name": name, "streams": True, "longest": None, "counts": False}
-
-
-def metrics_path(config_file: pathlib.Path | None) -> str | None:
-    """Return the path of the metrics, or None if they are disabled."""
-    if config_file is None:
-        return METRICS_PATH
-    prometheus = messages.read_text(config_file, messages.MonitoringConfig).prometheus_config
-    return (prometheus.path or METRICS_PATH) if prometheus.enable else None

@@ -59,7 +59,6 @@ GIVEN = [
     ("--poll-seconds", "0", "poll_seconds", 0.0),
     ("--allow-reload-requests", None, "allow_reload_requests", True),
     ("--ssl-config-file", "s", "ssl_config_file", pathlib.Path("s")),
-    ("--monitoring-config-file", "m", "monitoring_config_file", pathlib.Path("m")),
     ("--allowed-host", "a,b", "allowed_hosts", ("a", "b")),
     ("--allowed-origin", "http://a", "allowed_origins", ("http://a",)),
     ("--load-seconds", "9", "load_seconds", 9.0),
@@ -138,7 +137,6 @@ REFUSED = [
     (("{m}", "--allowed-origin", "https://a/b", *FREE), "--allowed-origin must have the form"),
     (("{m}", "--port", "8500", "--rest-api-port", "8500"), "need different ports"),
     (("{m}", "--ssl-config-file", "{m}/none", *FREE), "cannot be read"),
-    (("{m}", "--monitoring-config-file", "{m}/none", *FREE), "cannot be read"),
 ]  # fmt: skip
 
 

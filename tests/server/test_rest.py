@@ -10,10 +10,6 @@ import pytest
 from support.arithmetic import Arithmetic
 from support.rest_server import ANSWER, METRICS, MODEL, PREDICT, ROWS, served, serving, store_of
 
-from bart_export.errors import ConfigurationError
-from bart_export.server import rest
-from bart_export.server.metrics import Metrics
-from bart_export.server.options import ServeOptions
 from bart_export.server.versions import ServedModel
 
 TOO_LARGE = "Expected at most 100000 bytes (--max-request-bytes), received a larger request"
@@ -173,35 +169,6 @@ def test_requests_are_counted_by_model_and_status():
         'runtime_latency_count{API="Predict",model_name="m",runtime="TF1"} 1.0',
     ):
         assert f":tensorflow:serving:{line}" in lines
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("prometheus_config { enable: true }", METRICS),
-        ('prometheus_config { enable: true path: "/numbers" }', "/numbers"),
-        ("prometheus_config { enable: false }", None),
-        ("", None),
-    ],
-)
-def test_a_monitoring_configuration_says_where_the_numbers_are(tmp_path, text, found):
-    file = tmp_path / "monitoring.config"
-    file.write_text(text)
-    with serving(monitoring_config_file=file) as server:
-        for path in (METRICS, "/numbers"):
-            assert server.get(path).status == (200 if path == found else 404)
-
-
-@pytest.mark.parametrize("content", [None, b"prometheus {", b"\xff"])
-def test_a_monitoring_configuration_that_cannot_be_read_is_an_error(tmp_path, content):
-    file = tmp_path / "monitoring.config"
-    if content is not None:
-        file.write_bytes(content)
-    with (
-        store_of([], {}) as store,
-        pytest.raises(ConfigurationError, match=r"monitoring\.config (must hold|cannot be read)"),
-    ):
-        rest.app(store, ServeOptions(monitoring_config_file=file), Metrics())
 
 
 def test_the_page_names_the_models_and_can_reach_no_other_server(server):
