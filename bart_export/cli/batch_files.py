@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, TextIO
 
+from bart_export.artifact import drafts
 from bart_export.errors import InputError
 from bart_export.runtime import lines
 from bart_export.runtime.results import Row
@@ -254,8 +255,8 @@ def prefixes(row: Row) -> tuple[bytes, ...]:
 def results(path: pathlib.Path, kept: Kept = NOTHING) -> Iterator[Callable[[Row], None]]:
     """Open a file, or standard output for "-", and yield a function that writes a row to it.
 
-    The format is JSON Lines in UTF-8; each row is flushed. Rows in `kept.unfinished` are
-    compared, not written.
+    The format is JSON Lines in UTF-8; rows are not buffered, and no other process may write the
+    file. Rows in `kept.unfinished` are compared, not written.
     """
     unfinished = collections.deque(kept.unfinished)
     number = kept.rows + len(unfinished)
@@ -264,8 +265,7 @@ def results(path: pathlib.Path, kept: Kept = NOTHING) -> Iterator[Callable[[Row]
         line = as_line(row)
         if not unfinished:
             with writing(path):
-                opened.write(line)
-                opened.flush()
+                write_all(opened, line)
         elif line != unfinished.popleft():
             raise InputError(
                 f"Line {number - len(unfinished)} of {path} is from another model or other "
@@ -274,13 +274,32 @@ def results(path: pathlib.Path, kept: Kept = NOTHING) -> Iterator[Callable[[Row]
 
     with contextlib.ExitStack() as stack:
         with writing(path):
-            opened: BinaryIO = sys.stdout.buffer
+            opened: BinaryIO | io.FileIO = sys.stdout.buffer
             if str(path) != STANDARD:
-                opened = stack.enter_context(path.open("r+b" if kept.size else "wb"))
-            if kept.size:
-                opened.truncate(kept.size)
-                opened.seek(kept.size)
+                # Without a buffer, which closing the file would write again after an error.
+                opened = stack.enter_context(path.open("ab", buffering=0))
+                if regular_file(path, sys.stdout) is not None:
+                    lock(opened, path)
+                    opened.truncate(kept.size)
         yield write
+
+
+def lock(file: io.FileIO, path: pathlib.Path) -> None:
+    """Lock an output, or raise InputError if another process is writing it."""
+    with contextlib.suppress(OSError):  # of a file system without locks
+        if drafts.fcntl is not None and not drafts.lock(file.fileno()):
+            raise InputError(
+                f"Another process is writing {path}. Wait for it to finish, or name another file "
+                "with --output."
+            )
+
+
+def write_all(file: BinaryIO | io.FileIO, content: bytes) -> None:
+    """Write to a file, or to a buffered stream, which is flushed."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]  # a full disk may take a part
+    file.flush()
 
 
 @contextlib.contextmanager

@@ -266,7 +266,8 @@ def batch(
                 + (" Repeat the command with --resume to continue." if resumable else "")
             ) from None
     if failed:
-        where = "see above" if output is None else f'see "error" in their rows of {output}'
+        rows = f"their rows of {output}" if shown else "their rows"
+        where = "see above" if output is None else f'see "error" in {rows}'
         click.echo(f"No result for {failed} of {plural(count, 'text')}: {where}.", err=True)
     return failed
 

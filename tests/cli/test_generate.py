@@ -307,12 +307,14 @@ def test_no_encoding_of_standard_output_ends_the_run(mini_artifact, encoding):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_behind_standard_output_is_one_line(mini_artifact):
+def test_a_full_disk_is_one_line(mini_artifact):
     for arguments in (["--help"], ["presets"], ["generate", mini_artifact.directory, "a text"]):
         with open("/dev/full", "wb") as full:
             done = subprocess.run([*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE)
         assert done.returncode == 2
         assert done.stderr == b"Error: Standard output: No space left on device.\n"
+    line = refusal("generate", mini_artifact.directory, "a text", "--output", "/dev/full")
+    assert "Cannot write /dev/full: No space left on device." in line
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a shell that closes streams")

@@ -129,6 +129,16 @@ def test_only_an_output_of_the_same_input_and_settings_is_resumed(
     assert output.read_bytes() == b"".join(lines[:12])
 
 
+def test_an_output_that_another_process_writes_is_kept(symmetric_artifact, rows, tmp_path):
+    output = tmp_path / "out.jsonl"
+    arguments = ["--input", rows, "--output", output, "--overwrite"]
+    with batch_files.results(output) as write:
+        write({"text": "a"})
+        line = refusal("generate", symmetric_artifact.directory, *arguments)
+        assert f"Another process is writing {output}." in line
+    assert output.read_bytes() == b'{"text": "a"}\n'
+
+
 def test_what_cannot_be_resumed_is_one_line(symmetric_artifact, rows, tmp_path):
     refuse = functools.partial(refusal, "generate", symmetric_artifact.directory)
     output = tmp_path / "out.jsonl"
