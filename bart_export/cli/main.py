@@ -53,8 +53,10 @@ class Commands(click.Group):
             sys.exit(error.exit_code)
         except click.Abort:  # before a command runs
             sys.exit(INTERRUPTED)
-        except OSError as error:  # of standard output; other errors are caught earlier
-            click.echo(f"Error: {error.filename or 'Standard output'}: {error.strerror}.", err=True)
+        except OSError as error:  # other errors are caught earlier
+            deleted = isinstance(error, FileNotFoundError)
+            place = error.filename or ("The current directory" if deleted else "Standard output")
+            click.echo(f"Error: {place}: {error.strerror}.", err=True)
             sys.exit(REFUSED)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Value:

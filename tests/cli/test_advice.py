@@ -88,6 +88,13 @@ def test_without_a_command_a_path_is_asked_what_it_is_for(place):
     assert "Give --preset after export" in refusal("--preset", "p", "export", "--target", "tflite")
 
 
+def test_a_current_directory_that_was_deleted_is_named(place, monkeypatch):
+    monkeypatch.chdir("empty")
+    (place / "empty").rmdir()
+    line = refusal("generate", "nope", "a text")
+    assert line == "Error: The current directory: No such file or directory."
+
+
 def test_export_may_be_named(asked):
     arguments = ["--preset", "p", "--target", "tflite", "--recipe", "float32"]
     printed(*arguments)
