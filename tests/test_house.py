@@ -17,8 +17,9 @@ from bart_export.recipes.table import RECIPES
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bart_export"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-# The public names, which may import anything.
-ROOMS = [path for path in MODULES if path not in (PACKAGE / "__init__.py", PACKAGE / "models.py")]
+# The public names and the program, which may import anything.
+ABOVE = {PACKAGE / name for name in ("__init__.py", "__main__.py", "models.py")}
+ROOMS = [path for path in MODULES if path not in ABOVE]
 
 # The rooms in order: a module imports only from its own and earlier ones. Modules directly in the
 # package are "words".

@@ -1,5 +1,10 @@
 """`import bart_export` is cheap, and its public names are loaded on first use."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from support.command import python
 
@@ -25,3 +30,12 @@ def test_public_names_are_found_where_the_table_says():
 def test_other_names_are_missing():
     with pytest.raises(AttributeError, match="has no attribute 'BartBackbones'"):
         bart_export.BartBackbones  # noqa: B018
+
+
+def test_ctrl_c_while_the_program_is_imported_has_no_traceback(tmp_path):
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt")
+    done = subprocess.run(
+        [sys.executable, "-m", "bart_export", "presets"], capture_output=True,
+        cwd=Path(bart_export.__file__).parents[1], env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
