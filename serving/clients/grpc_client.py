@@ -172,7 +172,8 @@ def main() -> int:
                     print(text.decode())
     except grpc.RpcError as error:
         advice = ADVICE.get(error.code(), "")
-        print(f"{error.code().name}: {error.details()} {advice}".strip(), file=sys.stderr)
+        reason = error.details().removesuffix(".")
+        print(f"{error.code().name}: {reason}. {advice}".strip(), file=sys.stderr)
         return 2
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)

@@ -42,7 +42,8 @@ class Client:
     """A model on a server; `path` selects a version: "", "/versions/3" or "/labels/canary"."""
 
     def __init__(self, url: str, model: str, path: str, seconds: float) -> None:
-        self.url, self.seconds = url.rstrip("/"), seconds
+        self.url = (url if "://" in url else f"http://{url}").rstrip("/")
+        self.seconds = seconds
         self.model = f"{self.url}/v1/models/{model}{path}"
         self.session = requests.Session()
         for scheme in ("http://", "https://"):

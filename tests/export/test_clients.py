@@ -42,7 +42,7 @@ def ask(request, served):
     """Return a way to run a client with arguments against the server."""
     _, server = served
     place = {
-        "rest": ("--url", f"http://127.0.0.1:{server.rest_api_port}"),
+        "rest": ("--url", f"127.0.0.1:{server.rest_api_port}"),
         "grpc": ("--address", f"127.0.0.1:{server.port}"),
     }
     return lambda *arguments: run(request.param, *place[request.param], *arguments)
