@@ -161,9 +161,11 @@ class Scheduler:
         """Add a task to those waiting."""
         with self.lock:
             self.waiting.append(task)
-            # Last, because a signal handler may have closed the scheduler in between.
+            # Last, because a signal handler may have closed the scheduler in between. The other
+            # tasks stay: the thread that closes it has yet to fail them.
             if self.closing:
-                self.waiting.clear()
+                if task in self.waiting:
+                    self.waiting.remove(task)
                 raise EngineError(CLOSED)
         return task
 
@@ -184,7 +186,7 @@ class Scheduler:
                         self.changed.wait()
                     if ready():
                         return
-                    self.stepper, steps = threading.get_ident(), True
+                    steps, self.stepper = True, threading.get_ident()
                 while not ready() and not self.closing:
                     if self.step():
                         with self.lock:

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import itertools
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -194,6 +195,23 @@ def test_a_closed_scheduler_ends_its_tasks(roomy_file, roomy_config):
     assert all("was closed" in str(task.error) for task in tasks)
     with pytest.raises(EngineError, match="was closed"):
         scheduler.submit(Task([5, 6], SETTINGS[1]))
+
+
+def test_a_task_refused_during_a_close_leaves_the_others_to_it(roomy_file, roomy_config):
+    scheduler = Scheduler(open_compiled_model(roomy_file, roomy_config, num_threads=1), 1)
+    task = scheduler.submit(Task([5, 6], SETTINGS[1]))
+    scheduler.stepper = -1  # another thread, whose step `close` waits for
+    closing = threading.Thread(target=scheduler.close)
+    closing.start()
+    while not scheduler.closing:
+        time.sleep(0.001)
+    with pytest.raises(EngineError, match="was closed"):
+        scheduler.submit(Task([5, 6], SETTINGS[1]))
+    with scheduler.lock:
+        scheduler.stepper = None
+        scheduler.changed.notify_all()
+    closing.join(60)
+    assert "was closed" in str(task.error)
 
 
 def test_a_task_submitted_while_a_signal_handler_closes_is_refused(roomy_file, roomy_config):
