@@ -166,7 +166,7 @@ def cells(figures: "FileVerification") -> tuple[str, ...]:
     return error, f"{figures.top1:.2%}\n{texts}", row, rouge
 
 
-@click.group()
+@click.group(no_args_is_help=False)  # its help would be escaped as one line
 def edgetpu() -> None:
     """Check files for Coral's Edge TPU."""
 

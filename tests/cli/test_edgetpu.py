@@ -68,3 +68,4 @@ def test_the_compiler_is_heard_where_it_is_installed(log, code, file, tmp_path, 
 def test_a_file_that_is_none_is_refused(tmp_path):
     (tmp_path / "file.tflite").write_bytes(b"nothing of the kind")
     assert "file.tflite" in refusal("edgetpu", "check", tmp_path / "file.tflite")
+    assert refusal("edgetpu") == "Error: Missing command."
