@@ -155,8 +155,10 @@ class Batch:
         draft = request.draft[: self.sizing.max_draft] if len(requests) == 1 else ()
         # A bucket is never resized; drafted tokens beyond its capacity are not cached.
         drafted = len(draft) if self.sizing.resizes else 0
-        self.reserve(len(self.slots), 1, slot.position + 1 + drafted, shrink=True)
+        latest = max(slot.position for slot in requests)
+        self.reserve(len(self.slots), 1, latest + 1 + drafted, shrink=True)
         if draft:
+            ((slot, request),) = requests.items()
             assert self.bucket is not None
             bucket = self.sizing.decode_draft(self.bucket, max(1 + len(draft), self.draft_size))
             self.draft_size = bucket.sizes[DRAFT]
