@@ -169,9 +169,9 @@ export_options = cli.combined(
         "--source-lengths",
         kind=COUNT,
         metavar="N,...",
-        help="Source lengths of a static file in tokens, up to the preset's limit; default: "
-        f"{','.join(map(str, SOURCE_LENGTHS))}. With --target edgetpu a single value, the tokens "
-        f"per call of a segment; default: {EdgeTpuOptions.source_length}.",
+        help="Source lengths of a static file in tokens; those above the preset's limit are "
+        f"lowered to it. Default: {','.join(map(str, SOURCE_LENGTHS))}. With --target edgetpu a "
+        f"single value, the tokens per call of a segment; default: {EdgeTpuOptions.source_length}.",
     ),
     click.option(
         "--target-length",
