@@ -8,6 +8,7 @@ import signal
 import tempfile
 
 import pytest
+from support.paths import DISTILLED, SYMMETRIC
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Tables are as wide as in a file; pytest-xdist sets 80.
@@ -17,8 +18,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # The user's cache is not used.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="bart-export-tests.")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
-
-GOLDEN = pathlib.Path(__file__).parent / "data" / "golden"
 
 
 @pytest.fixture(scope="session")
@@ -43,13 +42,13 @@ def export_once(tmp_path_factory):
 @pytest.fixture(scope="session")
 def symmetric_artifact(export_once):
     """Return the artifact of a tiny random checkpoint: about 1 MB, one float32 file."""
-    return export_once(str(GOLDEN / "bart_tiny_symmetric"), "float32")
+    return export_once(str(SYMMETRIC), "float32")
 
 
 @pytest.fixture(scope="session")
 def distilled_artifact(export_once):
     """Return the artifact of a checkpoint with 3 encoder layers, 1 decoder layer and a bias."""
-    return export_once(str(GOLDEN / "bart_tiny_distilled"), "float32")
+    return export_once(str(DISTILLED), "float32")
 
 
 @pytest.fixture(scope="session")
@@ -77,4 +76,4 @@ def saved_model_artifact(tmp_path_factory):
     from bart_export.export.pipeline import export
 
     output = tmp_path_factory.mktemp("artifacts") / "bart_tiny_symmetric"
-    return export(str(GOLDEN / "bart_tiny_symmetric"), SavedModelOptions(), output)
+    return export(str(SYMMETRIC), SavedModelOptions(), output)

@@ -1,11 +1,18 @@
-"""Errors that one process raises and another one receives."""
+"""An error's message, also in another process than the one that raised it."""
 
 import pickle
 
 import pytest
 
-from bart_export.errors import InputError, MissingExtra
+from bart_export.errors import BartExportError, InputError, MissingExtra
 from bart_export.server.status import Code, StatusError
+
+
+# Which is why no other test looks for line breaks in the message of an error.
+def test_an_error_is_one_line_that_steers_no_terminal():
+    given = "A line\nor\r\ntwo\u2028\u202e, \x1b[2J\x9b2J and \x00."
+    expected = r"A line or two \u202e, \u001b[2J\u009b2J and \u0000."
+    assert [str(kind(given)) for kind in (BartExportError, InputError)] == [expected] * 2
 
 
 @pytest.mark.parametrize(

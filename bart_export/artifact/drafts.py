@@ -195,7 +195,7 @@ def place_beside(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yield a new place next to `target`, after removing those of killed exports."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        with locked_directory(target.parent):
+        with locked_directory(target.parent, PATIENCE):
             for abandoned in places(target):
                 clear(abandoned, target)
             place = pathlib.Path(
@@ -211,7 +211,7 @@ def place_beside(target: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def locked_directory(directory: pathlib.Path, patience: float = PATIENCE) -> Iterator[bool]:
+def locked_directory(directory: pathlib.Path, patience: float) -> Iterator[bool]:
     """Lock a directory while a block runs, and yield whether the system could.
 
     Without the lock, two exports may start at the same time; the later one then wins. `patience` is

@@ -55,7 +55,7 @@ def test_a_damaged_manifest_is_refused_by_name(made, change, words):
     with pytest.raises(ArtifactError) as error:
         Artifact.open(made.directory)
     line = str(error.value)
-    assert words in line and str(path) in line and "\n" not in line
+    assert words in line and str(path) in line
     assert re.search("[Ee]xport (it|the artifact) again", line)
 
 
@@ -169,7 +169,6 @@ def refused(target):
     with pytest.raises(ArtifactError) as error, drafts.draft(target):
         pytest.fail("a draft was made")
     assert (parent and names(parent)) == before
-    assert "\n" not in str(error.value)
     return str(error.value)
 
 

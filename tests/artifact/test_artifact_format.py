@@ -5,13 +5,13 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 from support.made_up_artifacts import flip
+from support.paths import ROOT
 
 from bart_export.artifact import artifact
 
-DOCUMENT = (Path(__file__).parents[2] / "artifacts" / "README.md").read_text(encoding="utf-8")
+DOCUMENT = (ROOT / "artifacts/README.md").read_text(encoding="utf-8")
 READER = re.search(r"^```python\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL).group(1)
 
 

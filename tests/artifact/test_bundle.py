@@ -4,12 +4,12 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from support import made_up_artifacts
 from support.command import printed, run
 from support.made_up_artifacts import contents
+from support.paths import SYMMETRIC
 
 from bart_export.artifact import bundle
 from bart_export.artifact.artifact import Artifact
@@ -19,7 +19,6 @@ from bart_export.config import GenerationConfig
 from bart_export.errors import ArtifactError
 from bart_export.runtime.generator import Generator
 
-PRESET = Path(__file__).parents[1] / "data" / "golden" / "bart_tiny_symmetric"
 FILE = "tflite/float32.static.tflite"
 TEXT = "A river rose."
 MEGABYTE = 1_000_000
@@ -28,7 +27,7 @@ MEGABYTE = 1_000_000
 def export(output, target, *arguments):
     sizes = ("--source-lengths", "64,512", "--target-length", "24", "--num-beams", "4")
     return run(
-        *("--preset", PRESET, "--target", "tflite", "--recipe", "float32", *sizes),
+        *("--preset", SYMMETRIC, "--target", "tflite", "--recipe", "float32", *sizes),
         *("--output", output, "--android", target, *arguments),
     )
 

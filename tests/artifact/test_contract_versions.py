@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from support import made_up_artifacts
 from support.command import printed, refusal
+from support.paths import DATA, ROOT, SYMMETRIC
 from support.scripts import Running, Script, assert_as_alone
 
 from bart_export.artifact.artifact import Artifact
@@ -23,13 +24,13 @@ from bart_export.runtime.interpreter import open_interpreter
 from bart_export.runtime.search import run, search
 from bart_export.runtime.tflite_check import check_graph
 
-DATA = Path(__file__).parents[1] / "data/artifacts"
+OLDER = DATA / "artifacts"
 DYNAMIC, STATIC = FILES = ("tflite/float32.tflite", "tflite/float32.static.tflite")
 
 
 @pytest.fixture(scope="module")
 def old():
-    return Artifact.open(DATA / "one_source")
+    return Artifact.open(OLDER / "one_source")
 
 
 def engines(artifact, name):
@@ -42,9 +43,7 @@ def engines(artifact, name):
 
 
 def test_a_file_of_version_1_passes_against_its_preset():
-    preset = DATA.parent / "golden/bart_tiny_symmetric"
-    result = printed("verify", DATA / "first", "--against", preset)
-    assert "100.00%" in result
+    assert "100.00%" in printed("verify", OLDER / "first", "--against", SYMMETRIC)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -87,7 +86,7 @@ def test_a_file_of_version_1_runs_one_source_after_the_other(old, name, beams):
 
 @pytest.mark.parametrize(("name", "files"), [("first", FILES[:1]), ("one_source", FILES)])
 def test_commands_use_an_older_artifact(tmp_path, name, files):
-    directory = shutil.copytree(DATA / name, tmp_path / name)
+    directory = shutil.copytree(OLDER / name, tmp_path / name)
     verified, inspected = printed("verify", directory), printed("inspect", directory)
     for file in files:
         assert f"{file}: 9 of 9 golden answers are the same" in verified
@@ -99,7 +98,7 @@ def test_commands_use_an_older_artifact(tmp_path, name, files):
 
 
 def test_cross_tensors_have_the_same_axes_in_both_versions(symmetric_artifact):
-    first = Artifact.open(DATA / "first")  # of the same checkpoint
+    first = Artifact.open(OLDER / "first")  # of the same checkpoint
     config, source = first.config, [0, 5, 9, 7, 30, 2]
     found = [
         engine.cross(engine.start(source, beams, 9))
@@ -136,7 +135,7 @@ REFUSED = [
 def test_a_version_or_a_number_of_rows_that_the_file_has_not_is_refused(
     static_artifact, tmp_path, made, file, stated, words
 ):
-    source = static_artifact.directory if made == "static" else DATA / made
+    source = static_artifact.directory if made == "static" else OLDER / made
     directory = shutil.copytree(source, tmp_path / "copy")
 
     def change(fields):
@@ -150,10 +149,10 @@ def test_a_version_or_a_number_of_rows_that_the_file_has_not_is_refused(
 
 
 def test_an_export_takes_over_a_file_of_an_older_export(tmp_path, monkeypatch):
-    directory = Path(shutil.copytree(DATA / "first", tmp_path / "first"))
+    directory = Path(shutil.copytree(OLDER / "first", tmp_path / "first"))
     before = (directory / DYNAMIC).read_bytes()
     # As it was exported then: another name is another source, of which nothing is taken over.
-    monkeypatch.chdir(DATA.parents[2])
+    monkeypatch.chdir(ROOT)
     arguments = ["--preset", "tests/data/golden/bart_tiny_symmetric", "--target", "tflite"]
     printed(*arguments, "--recipe", "float16", "--output", directory)
     manifest = Artifact.open(directory).manifest

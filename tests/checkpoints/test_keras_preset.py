@@ -10,7 +10,8 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
-from support.edited_checkpoints import SYMMETRIC, assert_same_weights, edit_json, refusal
+from support.edited_checkpoints import assert_same_weights, edit_json, refusal
+from support.paths import SYMMETRIC
 
 from bart_export.checkpoints import keras_preset, keras_weights, resolve, weight_names
 from bart_export.config import BartConfig, GenerationConfig
@@ -141,8 +142,7 @@ def test_big_endian_weights_are_read(preset, dtype):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "max_shard_size"),
-    [(None, 10), (None, 1.001 * TABLE_GIGABYTES), ("bfloat16", 10)],
+    ("dtype", "max_shard_size"), [(None, 10), (None, 1.001 * TABLE_GIGABYTES), ("bfloat16", 10)]
 )
 def test_kerashub_loads_written_presets(whole_preset, backbone, tmp_path, dtype, max_shard_size):
     read, place = resolve.read(whole_preset), tmp_path / "deep/er/preset"
@@ -306,8 +306,7 @@ def test_flipped_bits_are_rejected_or_harmless(preset):
         try:
             weights = resolve.read(preset, tokenizer=False).weights
             shapes = {name: weights[name].shape for name in list(rows)[:5]}
-        except CheckpointError as error:
-            assert "\n" not in str(error)
+        except CheckpointError:
             refused += 1
         else:
             assert shapes.items() <= rows.items()

@@ -7,7 +7,8 @@ import shutil
 import keras_hub
 import numpy as np
 import pytest
-from support.edited_checkpoints import CASES, SYMMETRIC, copy, refusal
+from support.edited_checkpoints import copy, refusal
+from support.paths import CASES, SYMMETRIC
 from tokenizers.implementations import ByteLevelBPETokenizer
 
 from bart_export.checkpoints import resolve
@@ -103,10 +104,7 @@ def test_tokenizers_with_other_features_are_rejected(directory, part, changes, s
         ({"added_tokens_decoder": {"seven": {"content": "<hl>"}}}, 'received "seven"'),
         ({"added_tokens_decoder": {"7": "<hl>", "8": {"text": "<hl>"}}}, "Added tokens"),
         ({"added_tokens_decoder": []}, "must be an object"),
-        (
-            {"split_special_tokens": True, "extra_special_tokens": ["Ġthe"]},
-            "must be false",
-        ),
+        ({"split_special_tokens": True, "extra_special_tokens": ["Ġthe"]}, "must be false"),
     ],
 )
 def test_settings_that_would_change_ids_are_rejected(tmp_path, changes, said):

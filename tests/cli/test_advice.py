@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from support import made_up_artifacts
 from support.command import printed, python, refusal
+from support.paths import SYMMETRIC
 
 import bart_export
 from bart_export import errors
 from bart_export.runtime import engine_choice
 
-GOLDEN = Path(__file__).parents[1] / "data/golden/bart_tiny_symmetric"
 MINI = Path(bart_export.__file__).parent / "assets/bart_mini_en"
 OF_ARTIFACTS = (("generate", "a text"), ("verify",), ("bench",))
 
@@ -24,8 +24,8 @@ OF_ARTIFACTS = (("generate", "a text"), ("verify",), ("bench",))
 def place(tmp_path, monkeypatch):
     """Change to a directory with a checkpoint, an artifact and a file."""
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(GOLDEN, "my hf dir")
-    shutil.copytree(GOLDEN, "bart_base_en")
+    shutil.copytree(SYMMETRIC, "my hf dir")
+    shutil.copytree(SYMMETRIC, "bart_base_en")
     made_up_artifacts.write(Path("artifacts/made"), {"tflite/float32.tflite": b"x"}, "bart_mini_en")
     Path("file.txt").write_text("x")
     Path("empty").mkdir()

@@ -32,24 +32,15 @@ def test_credentials_of_urls_are_not_shown(url):
 @pytest.mark.parametrize(
     "words",
     [
-        ("{}",),
-        ("{}", "--x"),
-        ("--preset", "{}", "--target", "tflite"),
-        ("--target", "{}"),
+        ("{}",), ("{}", "--x"), ("--preset", "{}", "--target", "tflite"), ("--target", "{}"),
         ("--preset", "bart_mini_en", "--target", "tflite", "--recipe", "{}"),
-        ("tune", "{}", "--budget", "top1=0.9"),
-        ("inspect", "{}"),
-        ("generate", "{}", "a text"),
-        ("generate", "x", "a text", "--engine", "{}"),
-        ("generate", "x", "--input", "{}"),
-        ("verify", "{}"),
-        ("serve", "{}"),
-        ("serve", "{}", "gs://other/b"),
-        ("push", "x", "{}"),
+        ("tune", "{}", "--budget", "top1=0.9"), ("inspect", "{}"), ("generate", "{}", "a text"),
+        ("generate", "x", "a text", "--engine", "{}"), ("generate", "x", "--input", "{}"),
+        ("verify", "{}"), ("serve", "{}"), ("serve", "{}", "gs://other/b"), ("push", "x", "{}"),
         ("push", "{}", "me/x"),
     ],
     ids=" ".join,
-)
+)  # fmt: skip
 def test_no_command_shows_the_credentials_of_a_url(url, words, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "fsspec.implementations.http", None)  # no network

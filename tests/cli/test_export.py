@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from support.command import printed, refusal
+from support.paths import ROOT
 
 from bart_export.artifact import bundle
 from bart_export.cli import export
@@ -102,7 +103,7 @@ def test_a_bundle_is_of_a_static_build(asked, clone, arguments, directory, shape
 
 
 def test_a_bundle_for_our_app_is_made_only_where_our_app_is(monkeypatch, tmp_path):
-    assert (Path(__file__).parents[2] / bundle.PROJECT).is_file()
+    assert (ROOT / bundle.PROJECT).is_file()
     monkeypatch.chdir(tmp_path)
     words = "in a clone, or name a directory: --android DIRECTORY"
     assert words in refusal("--preset", "p", *TFLITE, "--android")

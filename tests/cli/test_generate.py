@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 from support.command import COMMAND, printed, refusal, run
+from support.paths import CASES
 
 from bart_export.cli import batch_files
 from bart_export.cli.generate import in_flags
 from bart_export.runtime.results import GeneratedSequence
 
-CASES = Path(__file__).parents[1] / "data/cases"
 EMPTY = "must not be blank, received"
 
 

@@ -19,11 +19,8 @@ from bart_export.cli import batch_files
 from bart_export.runtime import Generator
 
 # The command with windows of 8 texts.
-SMALL_WINDOWS = [
-    sys.executable,
-    "-c",
-    "from bart_export.cli import batch_files, main; batch_files.WINDOW = 8; main.main()",
-]
+SMALL = "from bart_export.cli import batch_files, main; batch_files.WINDOW = 8; main.main()"
+SMALL_WINDOWS = [sys.executable, "-c", SMALL]
 SETTINGS = ["--recipe", "float32", "--num-beams", "1", "--threads", "1"]
 
 
@@ -225,15 +222,8 @@ def test_a_run_that_is_killed_is_resumed(mini_artifact, tmp_path):
 def test_a_run_that_is_killed_twenty_times_is_resumed(mini_artifact, tmp_path):
     path = tmp_path / "in.txt"
     path.write_text("\n".join(texts(1000, 100)), encoding="utf-8")
-    command = [
-        *COMMAND,
-        "generate",
-        str(mini_artifact.directory),
-        "--recipe",
-        "float32",
-        "--truncate",
-    ]
-    check_kills(command, path, tmp_path, 20)
+    command = [*COMMAND, "generate", str(mini_artifact.directory), "--recipe", "float32"]
+    check_kills([*command, "--truncate"], path, tmp_path, 20)
 
 
 @pytest.mark.slow

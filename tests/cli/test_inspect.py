@@ -6,9 +6,9 @@ import re
 import shutil
 
 import pytest
-from conftest import GOLDEN
 from support import made_up_artifacts
 from support.command import printed, refusal
+from support.paths import SYMMETRIC
 
 from bart_export.artifact.figures import FileVerification
 from bart_export.cli import inspect as inspection
@@ -135,7 +135,7 @@ def test_foreign_expressions_that_take_long_are_refused(tmp_path, layers):
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_names_of_a_foreign_preset_do_not_steer_a_terminal(tmp_path, options):
     directory = tmp_path / "tiny\x1b[2J\x9b2J"
-    shutil.copytree(GOLDEN / "bart_tiny_symmetric", directory)
+    shutil.copytree(SYMMETRIC, directory)
     text = inspect(directory, *options)
     assert r"tiny\u001b[2J\u009b2J" in text
     assert all(map(str.isprintable, text.split("\n")))

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from support.command import printed, python, refusal
+from support.paths import CASES
 
 from bart_export.cli.serve import OPTIONS, SERVE_PACKAGES, SWITCHES, Lines
 from bart_export.errors import pip_install
@@ -100,7 +101,7 @@ def test_a_configuration_says_what_is_served(asked, tmp_path, base_path):
     assert (model.name, options.model_config_poll_seconds, config_file) == ("m", 5.0, config)
 
 
-CHECKPOINT = pathlib.Path(__file__).parents[1] / "data" / "cases" / "task-specific-params"
+CHECKPOINT = CASES / "task-specific-params"
 FREE = ("--port", "0", "--rest-api-port", "0")
 REFUSED = [
     ((), "Expected one of ARTIFACT..."),

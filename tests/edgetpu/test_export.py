@@ -1,7 +1,5 @@
 """An export for the Edge TPU is checked and measured, and writes headlines without a device."""
 
-import json
-
 import numpy as np
 import pytest
 from support.command import python
@@ -9,7 +7,6 @@ from support.compiler_logs import TWO_FILES, install
 
 from bart_export.artifact.drafts import Draft
 from bart_export.checkpoints import resolve
-from bart_export.config import GenerationConfig
 from bart_export.edgetpu import parts
 from bart_export.edgetpu.compiler import check_file
 from bart_export.edgetpu.rules import NEWEST_VERSIONS
@@ -111,17 +108,11 @@ def test_both_engines_over_both_targets_choose_their_own_files(edgetpu_artifact,
 
 
 def test_golden_answers_are_given_again(edgetpu_artifact):
-    cases = json.loads(edgetpu_artifact.path("golden.json").read_text())["cases"]
     generator = Generator.from_artifact(edgetpu_artifact.directory, engine="edgetpu")
-    for case in cases:
-        question = Question(
-            case["text"],
-            tuple(case["source_token_ids"]),
-            case["setting"],
-            GenerationConfig.from_dict(case["generation"]),
-        )
+    for case in edgetpu_artifact.golden().cases:
+        question = Question(case.text, case.source_token_ids, case.setting, case.generation)
         answer = ask(generator.engine, generator.tokenizer, question)
-        assert list(answer.token_ids) == case["files"][parts.HOST]["token_ids"]
+        assert answer.token_ids == case.files[parts.HOST].token_ids
 
 
 def test_a_segment_that_breaks_a_rule_ends_the_export(edgetpu_artifact, monkeypatch):

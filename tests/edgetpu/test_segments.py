@@ -1,10 +1,10 @@
 """Segments pass the compiler's rules and compute what the layer they are of computes."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
+from support.paths import SYMMETRIC
 
 from bart_export.checkpoints import resolve
 from bart_export.convert import edgetpu
@@ -14,7 +14,6 @@ from bart_export.graph.parameters import InferenceParameters
 from bart_export.model import BartBackbone
 from bart_export.runtime.edgetpu import SegmentRunner
 
-CHECKPOINT = Path(__file__).parents[1] / "data" / "golden" / "bart_tiny_symmetric"
 ROWS = 16
 # Operators of the feed-forward segment with each activation, and the error of its output over the
 # output's spread: int8 alone, and what is x sigmoid(1.702 x) besides.
@@ -29,7 +28,7 @@ ACTIVATIONS = {
 
 @pytest.fixture(scope="module")
 def backbone():
-    return BartBackbone.from_checkpoint(resolve.read(CHECKPOINT))
+    return BartBackbone.from_checkpoint(resolve.read(SYMMETRIC))
 
 
 @pytest.fixture(scope="module")

@@ -1,26 +1,10 @@
-"""A deployment of a tiny model, written once, and an HTTP server that answers with a status."""
+"""An HTTP server that answers with a status."""
 
 import contextlib
 import http.server
-import shutil
 import threading
 
 import pytest
-
-from bart_export.artifact.drafts import Draft
-from bart_export.export.saved_model_target import write_deployment
-from bart_export.runtime.generator import ModelInfo
-
-
-@pytest.fixture(scope="session")
-def deployed(saved_model_artifact, tmp_path_factory):
-    """Return (draft, memory) for a second version of a tiny artifact."""
-    directory = tmp_path_factory.mktemp("drafts") / "draft"
-    ignored = shutil.ignore_patterns("assets.extra", "batching_params.pbtxt")
-    versions = saved_model_artifact.directory / "saved_model", directory / "saved_model"
-    shutil.copytree(versions[0] / "1", versions[1] / "2", ignore=ignored)
-    draft = Draft(directory, saved_model_artifact.directory)
-    return draft, write_deployment(draft, 2, ModelInfo.from_artifact(saved_model_artifact))
 
 
 @contextlib.contextmanager

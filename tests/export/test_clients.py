@@ -1,22 +1,23 @@
 """The example clients, run as a reader would run them, against both engines of our server."""
 
 import json
-import pathlib
 import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
 from support.command import python
+from support.paths import ROOT
 from support.rest_server import running
 
 from bart_export.runtime import Generator
 from bart_export.server import messages, models_config
 from bart_export.server.options import ServeOptions
 
-SERVING = pathlib.Path(__file__).parents[2] / "serving"
+SERVING = ROOT / "serving"
 CLIENTS = SERVING / "clients"
 TEXT = "A library that reads and writes spreadsheets, row by row."
 OTHER = "Games for a rainy day, 文字 and all."
@@ -48,11 +49,9 @@ def ask(request, served):
     return lambda *arguments: run(request.param, *place[request.param], *arguments)
 
 
-def run(client, *arguments, model="bart"):
-    command = [sys.executable, CLIENTS / f"{client}_client.py", "--model", model, *arguments]
-    return subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, timeout=300
-    )
+def run(client, *arguments):
+    command = [sys.executable, CLIENTS / f"{client}_client.py", "--model", "bart", *arguments]
+    return subprocess.run(map(str, command), capture_output=True, text=True, timeout=300)
 
 
 def test_texts_are_answered_as_by_the_library(ask, served, symmetric_artifact):
@@ -116,14 +115,19 @@ def test_an_error_of_the_server_is_told(ask):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("client", ["rest", "grpc"])
-def test_a_server_that_is_not_there_is_told(client):
-    place = {"rest": ("--url", "http://127.0.0.1:9"), "grpc": ("--address", "127.0.0.1:9")}
-    done = run(client, *place[client], TEXT)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert len(done.stderr.splitlines()) == 1
-    assert "bart-export serve" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_server_that_is_not_there_or_full_is_asked_again_and_told_in_one_line(http_answers):
+    """Each client waits for seconds between its attempts, so all run at the same time."""
+    with http_answers("503 Service Unavailable") as (port, received), ThreadPoolExecutor() as pool:
+        rest = pool.submit(run, "rest", "--url", "http://127.0.0.1:9", TEXT)
+        grpc = pool.submit(run, "grpc", "--address", "127.0.0.1:9", TEXT)
+        full = pool.submit(run, "rest", "--url", f"http://127.0.0.1:{port}", TEXT)
+        rows = [(rest, "bart-export serve"), (grpc, "bart-export serve"), (full, "503")]
+        for ending, words in rows:
+            done = ending.result()
+            assert (done.returncode, done.stdout) == (2, "")
+            (line,) = done.stderr.splitlines()
+            assert words in line
+    assert len(received) == 5
 
 
 def test_the_grpc_client_is_small_and_knows_the_servers_messages():
@@ -136,14 +140,6 @@ def test_the_grpc_client_is_small_and_knows_the_servers_messages():
     for heavy in ("tensorflow", "numpy", "bart_export"):
         assert f"'{heavy}'" not in run.stdout
     assert (CLIENTS / "serving.binpb").read_bytes() == messages.DESCRIPTORS.read_bytes()
-
-
-def test_a_full_queue_is_asked_again_and_then_told(http_answers):
-    with http_answers("503 Service Unavailable") as (port, received):
-        done = run("rest", "--url", f"http://127.0.0.1:{port}", TEXT)
-    assert done.returncode == 2
-    assert "503" in done.stderr
-    assert len(received) == 5
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """Settings of a checkpoint, from an export to a call: each front end follows them alike."""
 
-import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 from support.command import printed, refusal
+from support.edited_checkpoints import edit_json
+from support.paths import CASES
 
 from bart_export.artifact.artifact import REPORT, Artifact
 from bart_export.errors import InputError
@@ -18,7 +18,7 @@ from bart_export.server.options import ServeOptions
 from bart_export.server.rest import text_and_parameters
 from bart_export.server.servable import Call, Limits
 
-CASE = Path(__file__).parents[1] / "data/cases/max-length-beyond-positions"
+CASE = CASES / "max-length-beyond-positions"
 NOTE = (
     "max_length=41 from generation_config.json exceeds the model's 32 positions; it is lowered to "
     "32."
@@ -72,10 +72,8 @@ def test_what_is_asked_by_default_can_be_answered(exported):
 
 def test_every_front_end_lowers_a_shortest_length_that_a_call_leaves_alone(tmp_path):
     preset = shutil.copytree(CASE, tmp_path / "preset")
-    settings = json.loads((CASE / "generation_config.json").read_text(encoding="utf-8"))
-    del settings["max_new_tokens"]
-    settings.update(max_length=24, min_length=12, num_beams=4)
-    (preset / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    settings = {"max_new_tokens": ..., "max_length": 24, "min_length": 12, "num_beams": 4}
+    edit_json(preset / "generation_config.json", **settings)
     exported = tmp_path / "exported"
     target = "--target", "tflite", "--recipe", "float32", "--output", exported
     output_of("--preset", preset, *target)

@@ -22,10 +22,10 @@ SIGNATURES = {signature.name: signature for signature in contract.saved_model_si
 
 
 @pytest.fixture(scope="module")
-def requests(deployed):
+def requests(saved_model_artifact):
     """Return the requests, read by TensorFlow and by the official messages."""
-    draft, _ = deployed
-    path = draft.directory / "saved_model/2/assets.extra/tf_serving_warmup_requests"
+    version = saved_model_artifact.directory / "saved_model/1"
+    path = version / "assets.extra/tf_serving_warmup_requests"
     records = tf.data.TFRecordDataset([str(path)]).as_numpy_iterator()
     return [
         prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
@@ -79,17 +79,13 @@ def test_memory_is_measured_with_a_full_batch_of_the_longest_source(saved_model_
     assert (given["encoder_lengths"] == longest).all()
 
 
-def test_a_version_that_does_not_serve_its_warm_up_is_found_out(deployed, tmp_path):
-    draft, _ = deployed
+def test_a_version_that_does_not_serve_its_warm_up_is_found_out(saved_model_artifact, tmp_path):
     version = tmp_path / "2"
     version.mkdir()
     for name in ("saved_model.pb", "variables"):
-        (version / name).symlink_to(draft.directory / "saved_model/2" / name)
+        (version / name).symlink_to(saved_model_artifact.directory / "saved_model/1" / name)
     wrong = messages.PredictRequest()
     wrong.model_spec.signature_name = "tokenise"
     write_requests(version, [wrong])
     with pytest.raises(EngineError, match='Version 2 .*[Ww]armup record 1 .*"?tokenise'):
-        measure_memory(version, wrong)
-    (version / "saved_model.pb").unlink()
-    with pytest.raises(EngineError, match="Version 2 .*SavedModel"):
         measure_memory(version, wrong)

@@ -4,18 +4,11 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
-from support.small_bart import (
-    SHAPE,
-    assert_same_outputs,
-    masked,
-    outputs,
-    random_inputs,
-    randomize,
-)
+from support.small_bart import SHAPE, assert_same_outputs, masked, outputs, random_inputs, randomize
 
 from bart_export import BartBackbone, errors
 from bart_export.checkpoints import weight_names
-from bart_export.config import ACTIVATION_FUNCTIONS, BartConfig
+from bart_export.config import ACTIVATION_FUNCTIONS
 from bart_export.model.layers import ACTIVATIONS
 
 EXTENDED = {
@@ -110,14 +103,6 @@ def test_weights_and_layers_have_keras_hubs_names_order_and_shapes(backbone, ker
     assert backbone.count_params() == weight_names.parameter_count(backbone.config)
 
 
-def test_weights_of_an_extended_model_match_weight_names():
-    model = BartBackbone(**EXTENDED)
-    assert [(weight.path, tuple(weight.shape)) for weight in model.weights] == [
-        (row.name, row.shape) for row in weight_names.weights(BartConfig(**EXTENDED))
-    ]
-    assert list(model.named_weights()) == [row.name for row in weight_names.weights(model.config)]
-
-
 def test_attributes_are_keras_hubs(backbone, keras_hub_backbone):
     for name in (*SHAPE, "dropout"):
         assert getattr(backbone, name) == getattr(keras_hub_backbone, name)
@@ -130,15 +115,6 @@ def test_the_token_embedding_can_be_set():
     model, other = BartBackbone(**SHAPE), keras.layers.ReversibleEmbedding(97, 32)
     model.token_embedding = other
     assert model.token_embedding is other
-
-
-def test_logits_are_hidden_states_times_embedding_plus_bias():
-    model = BartBackbone(**EXTENDED)
-    randomize(model)
-    hidden = np.random.default_rng(3).normal(size=(2, 5, 32)).astype(np.float32)
-    values = {name: np.asarray(weight) for name, weight in model.named_weights().items()}
-    expected = hidden @ values["token_embedding/embeddings"].T + values["final_logits_bias"]
-    np.testing.assert_allclose(model.logits(hidden), expected, atol=1e-4)
 
 
 def test_configuration_has_keras_hubs_keys_and_restores_the_model(backbone, keras_hub_backbone):
@@ -256,6 +232,5 @@ def test_dropout_applies_only_in_training(backbone):
     ],
 )
 def test_invalid_configurations_are_rejected(changes, message):
-    with pytest.raises(errors.ConfigurationError, match=message) as caught:
+    with pytest.raises(errors.ConfigurationError, match=message):
         BartBackbone(**{**SHAPE, **changes})
-    assert "\n" not in str(caught.value)

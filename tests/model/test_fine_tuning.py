@@ -7,8 +7,9 @@ import keras_hub
 import numpy as np
 import pytest
 from support.command import printed
-from support.edited_checkpoints import CASES, SYMMETRIC, copy, edit_json
+from support.edited_checkpoints import copy, edit_json
 from support.pages import blocks
+from support.paths import CASES, SYMMETRIC
 
 import bart_export
 from bart_export import errors

@@ -19,10 +19,7 @@ REFUSED = {
         {**GIVEN, "encoder_token_ids": np.where(ENCODER[1, 2] == ENCODER, 97, ENCODER)},
         "encoder_token_ids must be from 0 to 96, received 97",
     ),
-    "id negative": (
-        {**GIVEN, "decoder_token_ids": -1 - DECODER},
-        "decoder_token_ids.*received -",
-    ),
+    "id negative": ({**GIVEN, "decoder_token_ids": -1 - DECODER}, "decoder_token_ids.*received -"),
     "input missing": (WITHOUT, "needs the input decoder_padding_mask"),
     "one axis": (
         {**GIVEN, "encoder_padding_mask": np.ones(9, np.int32)},
@@ -44,9 +41,8 @@ REFUSED = {
 @pytest.mark.parametrize("kind", [np.asarray, tf.constant, np.ndarray.tolist])
 def test_invalid_inputs_are_rejected(backbone, case, kind):
     inputs, message = REFUSED[case]
-    with pytest.raises(errors.InputError, match=message) as caught:
+    with pytest.raises(errors.InputError, match=message):
         backbone({name: kind(value) for name, value in inputs.items()})
-    assert "\n" not in str(caught.value)
 
 
 def test_a_too_long_static_length_is_rejected_when_the_graph_is_built(backbone):

@@ -2,7 +2,6 @@
 
 import functools
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +9,8 @@ import pytest
 from bart_export.config import GenerationConfig
 from bart_export.runtime.search import run, search
 from support.numpy_bart import NumpyBart
+from support.paths import GOLDEN
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 MODELS = ("bart_tiny_symmetric", "bart_tiny_distilled")
 # For slow tests: the distilled model has all parts of the other one, and more.
 EACH_MODEL = (pytest.param(MODELS[0], marks=pytest.mark.slow), MODELS[1])

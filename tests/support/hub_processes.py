@@ -12,14 +12,12 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from support.hub_server import Hub, serve
-
-TESTS = Path(__file__).parents[1]
+from support.paths import ROOT, TESTS
 
 
 def environment(home, **settings):
@@ -34,7 +32,7 @@ def environment(home, **settings):
         "HF_HOME": str(home / "hf"),
         "KAGGLEHUB_CACHE": str(home / "kaggle"),
         "XDG_CACHE_HOME": str(home / "cache"),
-        "PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS))),
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS))),
         "PYTHONWARNINGS": "ignore",
         **settings,
     }

@@ -42,10 +42,7 @@ class Judged:
         tokenizer = checkpoint.tokenizer()
         self.preset = str(preset)
         self.info = ModelInfo(
-            checkpoint.config,
-            tokenizer,
-            checkpoint.generation,
-            checkpoint.encoder_sequence_length,
+            checkpoint.config, tokenizer, checkpoint.generation, checkpoint.encoder_sequence_length
         )
         self.parameters = InferenceParameters(
             checkpoint.config, lambda name: np.asarray(checkpoint.weights[name])

@@ -30,8 +30,8 @@ from support.made_up_artifacts import whole
 VERSIONS = [{"a": b"old" * 999, "t/b": b"old"}, {"a": b"new" * 777, "t/c": b"new"}]
 FILES = ("float32", "second", "third")  # each export writes one of them and keeps the others
 EDITED = "serving/compose.yaml"
-# Audit events: every open, rename, link, removal and call into libc.
-EVENTS = ("open", "os.", "shutil.", "ctypes.call_function")
+# Audit events: every open, lock, rename, link, removal and call into libc.
+EVENTS = ("open", "fcntl.", "os.", "shutil.", "ctypes.call_function")
 left = -1
 
 
@@ -88,6 +88,7 @@ def kill_commits(target):
         for two_renames in (False, True):
             old()
             killed.append(is_killed(new, target, access, two_renames))
+            assert len(list(target.parent.iterdir())) <= 2, access  # another export clears up
             found = whole(target)
             contents = {name: found.path(name).read_bytes() for name in found.manifest.files}
             assert contents in VERSIONS, access

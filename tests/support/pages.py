@@ -2,9 +2,9 @@
 
 import re
 import shlex
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from support.paths import ROOT
+
 INDEX = (ROOT / "docs/index.md").read_text(encoding="utf-8")
 NAMES = (
     "README.md",

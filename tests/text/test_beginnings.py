@@ -3,15 +3,13 @@
 import json
 import random
 import time
-from pathlib import Path
 
 import pytest
+from support.paths import DATA
 from support.tokenizer_samples import PIECES, cut_anywhere, vocabulary_of
 
 from bart_export.errors import InputError
 from bart_export.text.tokenizer import FIRST_CHARACTERS, BartTokenizer
-
-DATA = Path(__file__).parents[1] / "data"
 
 
 def check(tokenizer, texts, lengths):

@@ -14,11 +14,7 @@ def pieces(tokenizer, ids, **options):
 
 @pytest.mark.parametrize(
     ("bytes", "expected"),
-    [
-        (4, ["", "", "", "🚀", "Hello", ""]),
-        (2, ["", "", "\ufffdHello", ""]),
-        (0, ["Hello", ""]),
-    ],
+    [(4, ["", "", "", "🚀", "Hello", ""]), (2, ["", "", "\ufffdHello", ""]), (0, ["Hello", ""])],
 )
 def test_a_character_is_held_back_until_its_last_byte(tokenizer, bytes, expected):
     rocket = [tokenizer.token_to_id(BYTE_SYMBOLS[byte]) for byte in "🚀".encode()[:bytes]]

@@ -1,14 +1,13 @@
 import json
 import re
-from pathlib import Path
 
 import pytest
+from support.paths import DATA
 
 from bart_export.errors import InputError, TokenizerError
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.text.vocabulary import BYTE_SYMBOLS, SPECIAL_TOKENS, read_merges, read_vocabulary
 
-DATA = Path(__file__).parents[1] / "data"
 VOCABULARY_FILE = DATA / "vocabulary/vocabulary.json"
 MERGES_FILE = DATA / "vocabulary/merges.txt"
 GOLDEN = json.loads((DATA / "golden/tokenization.json").read_text(encoding="utf-8"))
@@ -36,14 +35,6 @@ def test_characters_of_all_planes_survive_the_round_trip(tokenizer):
     planes = [range(0xD800), range(0xE000, 0x110000)]
     text = "".join(chr(code) for plane in planes for code in plane[::7])
     assert tokenizer.detokenize(tokenizer.tokenize(text)) == text
-
-
-def test_bytes_are_spelled_as_gpt2_spells_them(tokenizer):
-    # The byte 0x20 is "Ġ" (U+0120) and 0x0A "Ċ" (U+010A) in every GPT-2 vocabulary.
-    assert BYTE_SYMBOLS[0x20] == "\u0120"
-    assert BYTE_SYMBOLS[0x0A] == "\u010a"
-    spelled = [tokenizer.token_to_id(symbol) for symbol in BYTE_SYMBOLS]
-    assert b"".join(map(tokenizer.token_bytes, spelled)) == bytes(range(256))
 
 
 def test_special_tokens_are_tokens_when_asked_for(tokenizer):
@@ -152,9 +143,8 @@ def complete(*, without=(), change=()):
     ],
 )
 def test_files_that_are_no_tokenizer_are_refused_by_name(tmp_path, files, message):
-    with pytest.raises(TokenizerError, match=message) as caught:
+    with pytest.raises(TokenizerError, match=message):
         BartTokenizer.from_files(*small_files(tmp_path, **files))
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["vocabulary.json", "merges.txt"])

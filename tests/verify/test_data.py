@@ -42,9 +42,8 @@ def test_examples_are_read_in_order_with_their_references(tmp_path):
 def test_an_invalid_line_is_named_by_file_and_number(tmp_path, content, words):
     path = tmp_path / "data.jsonl"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=rf"{path}.*{words}") as error:
+    with pytest.raises(InputError, match=rf"{path}.*{words}"):
         data.read_texts(path)
-    assert "\n" not in str(error.value)
 
 
 def test_the_size_of_a_file_is_bounded(tmp_path):

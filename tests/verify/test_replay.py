@@ -31,10 +31,7 @@ def with_golden(artifact, target, change):
 
 
 def test_an_artifact_repeats_its_answers(mini_artifact):
-    assert replay(mini_artifact) == [
-        ReplayResult(FLOAT_FILE, 9, 9),
-        ReplayResult(INT8_FILE, 9, 9),
-    ]
+    assert replay(mini_artifact) == [ReplayResult(FLOAT_FILE, 9, 9), ReplayResult(INT8_FILE, 9, 9)]
 
 
 def forget(file, count):
