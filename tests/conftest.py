@@ -1,6 +1,7 @@
-"""Artifacts that are exported once per session; no test may change them."""
+"""Artifacts that are exported once; no test may change them."""
 
 import atexit
+import hashlib
 import os
 import pathlib
 import shutil
@@ -21,20 +22,41 @@ atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
-def export_once(tmp_path_factory):
-    """Return `export(preset, recipes...)`, which caches artifacts."""
-    from bart_export.export.options import TfliteOptions
-    from bart_export.export.pipeline import export
-    from bart_export.recipes.table import RECIPES
+def made_once(tmp_path_factory):
+    """Return `made_once(name, make)`: an artifact that `make(directory)` writes.
 
-    made = {}
+    It is made by the first process of pytest-xdist that needs it; each process has its own copy.
+    """
+    from filelock import FileLock
 
-    def once(preset, *names):
-        if (preset, names) not in made:
-            output = tmp_path_factory.mktemp("artifacts") / pathlib.Path(preset).name
-            options = TfliteOptions(tuple(RECIPES[name] for name in names))
-            made[preset, names] = export(preset, options, output)
-        return made[preset, names]
+    from bart_export.artifact.artifact import Artifact
+
+    own = tmp_path_factory.mktemp("artifacts", numbered=False)
+    shared = own.parent.parent if "PYTEST_XDIST_WORKER" in os.environ else own.parent
+
+    def once(name, make):
+        made = shared / "made" / name
+        made.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{made}.lock"):
+            if not made.exists():
+                make(made)
+        if not (own / name).exists():
+            shutil.copytree(made, own / name)
+        return Artifact.open(own / name)
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def export_once(made_once):
+    """Return `export_once(preset, options)`, an artifact."""
+
+    def once(preset, options):
+        from bart_export.export.pipeline import export
+
+        digest = hashlib.sha256(repr((preset, options)).encode()).hexdigest()
+        name = f"{digest[:8]}/{pathlib.Path(preset).name}"
+        return made_once(name, lambda target: export(preset, options, target))
 
     return once
 
@@ -42,38 +64,47 @@ def export_once(tmp_path_factory):
 @pytest.fixture(scope="session")
 def symmetric_artifact(export_once):
     """Return the artifact of a tiny random checkpoint: about 1 MB, one float32 file."""
-    return export_once(str(SYMMETRIC), "float32")
+    return export_once(str(SYMMETRIC), recipes("float32"))
 
 
 @pytest.fixture(scope="session")
 def distilled_artifact(export_once):
     """Return the artifact of a checkpoint with 3 encoder layers, 1 decoder layer and a bias."""
-    return export_once(str(DISTILLED), "float32")
+    return export_once(str(DISTILLED), recipes("float32"))
 
 
 @pytest.fixture(scope="session")
 def mini_artifact(export_once):
     """Return the artifact of the embedded preset, in float32 and with int8 weights."""
-    return export_once("bart_mini_en", "float32", "dynamic_wi8_afp32")
+    return export_once("bart_mini_en", recipes("float32", "dynamic_wi8_afp32"))
 
 
 @pytest.fixture(scope="session")
-def static_artifact(mini_artifact, tmp_path_factory):
+def static_artifact(mini_artifact, made_once):
     """Return `mini_artifact` with additional static builds of both recipes."""
     from support import static_builds
 
     from bart_export.contract import StaticShapes
 
     shapes = StaticShapes((32, 160), target_length=32, num_beams=(1, 4), draft_length=5)
-    target = tmp_path_factory.mktemp("static") / "bart_mini_en"
-    return static_builds.add(mini_artifact, shapes, ("float32", "dynamic_wi8_afp32"), target)
+
+    def add(target):
+        static_builds.add(mini_artifact, shapes, ("float32", "dynamic_wi8_afp32"), target)
+
+    return made_once("static/bart_mini_en", add)
 
 
 @pytest.fixture(scope="session")
-def saved_model_artifact(tmp_path_factory):
+def saved_model_artifact(export_once):
     """Return the artifact of a tiny random checkpoint as a SavedModel, version 1."""
     from bart_export.export.options import SavedModelOptions
-    from bart_export.export.pipeline import export
 
-    output = tmp_path_factory.mktemp("artifacts") / "bart_tiny_symmetric"
-    return export(str(SYMMETRIC), SavedModelOptions(), output)
+    return export_once(str(SYMMETRIC), SavedModelOptions())
+
+
+def recipes(*names):
+    """Return the options of an export with some recipes."""
+    from bart_export.export.options import TfliteOptions
+    from bart_export.recipes.table import RECIPES
+
+    return TfliteOptions(tuple(RECIPES[name] for name in names))

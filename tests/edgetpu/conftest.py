@@ -1,16 +1,14 @@
-"""The embedded preset's export for the Edge TPU, made once for all tests of a session."""
+"""The embedded preset's export for the Edge TPU."""
 
 import pytest
 
 from bart_export.export.options import EdgeTpuOptions
-from bart_export.export.pipeline import export
 
 ROWS = 32  # fewer than most texts have, so that they take several pieces
 
 
 @pytest.fixture(scope="session")
-def edgetpu_artifact(tmp_path_factory):
-    output = tmp_path_factory.mktemp("artifacts") / "bart_mini_en"
+def edgetpu_artifact(export_once):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", "/nowhere")  # no compiler, whoever runs the tests
-        return export("bart_mini_en", EdgeTpuOptions(ROWS), output)
+        return export_once("bart_mini_en", EdgeTpuOptions(ROWS))

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import recipes
 from support.command import printed
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +67,7 @@ def generating(process):
 
 @pytest.mark.slow
 def test_a_run_after_killed_workers_has_each_text_once(export_once, place):
-    artifact = export_once("bart_mini_en", "float32")
+    artifact = export_once("bart_mini_en", recipes("float32"))
     printed("generate", artifact.directory, "--input", place / "texts.jsonl",
             "--output", place / "expected.jsonl")  # fmt: skip
     expected = rows_of(place / "expected.jsonl")
