@@ -6,6 +6,7 @@ alone, and written into its slot without touching the others.
 """
 
 import dataclasses
+import itertools
 import math
 import operator
 from collections.abc import Mapping, Sequence
@@ -55,7 +56,7 @@ class Backend(Protocol):
     def decode(self, rows: Rows) -> FloatArray:
         """Decode one token per row, and write its entries into the caches.
 
-        Returns the logits of the used rows, float32 (used, vocabulary).
+        Returns the logits, float32 (rows, vocabulary), valid until the next call of any method.
         """
 
     def decode_draft(self, bucket: Bucket, token_ids: IntArray, position: int) -> FloatArray:
@@ -115,6 +116,22 @@ class Slot:
         self.common[row][parent] = self.common[parent][row] = self.position
 
 
+@dataclasses.dataclass(frozen=True)
+class StepLogits:
+    """The logits of a step by slot, valid until the batch's next call; see `Decode`.
+
+    `logits` is (rows, vocabulary), and `rows` are the rows of a slot's beams.
+    """
+
+    logits: FloatArray
+    rows: Mapping[Slot, Sequence[int]]
+
+    def __getitem__(self, slot: Slot) -> FloatArray:
+        rows = self.rows[slot]
+        first, end = rows[0], rows[0] + len(rows)
+        return self.logits[first:end] if [*rows] == [*range(first, end)] else self.logits[rows]
+
+
 class Batch:
     """The sources that an engine decodes together."""
 
@@ -148,8 +165,8 @@ class Batch:
         """Free a slot."""
         self.slots.remove(slot)
 
-    def step(self, requests: Mapping[Slot, Decode]) -> dict[Slot, FloatArray]:
-        """Decode the requests of all slots; return their logits (see `Decode`)."""
+    def step(self, requests: Mapping[Slot, Decode]) -> StepLogits:
+        """Decode the requests of all slots."""
         for slot, request in requests.items():
             slot.position = request.position
         draft = request.draft[: self.sizing.max_draft] if len(requests) == 1 else ()
@@ -164,26 +181,23 @@ class Batch:
             self.draft_size = bucket.sizes[DRAFT]
             # The model has no embeddings for later positions, not even for padding.
             if slot.position + self.draft_size <= self.config.max_sequence_length:
-                return {slot: self.step_draft(bucket, slot, [*request.token_ids, *draft])}
+                logits = self.step_draft(bucket, slot, [*request.token_ids, *draft])
+                return StepLogits(logits, {slot: range(len(logits))})
         rows, beams = self.sizes[ROWS], self.sizes[BEAMS]
         token_ids, position = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
-        used: list[int] = []
+        used: dict[Slot, list[int]] = {}
         copied: list[RowCopy] = []
         for slot, request in requests.items():
             slot.written = slot.position + 1
             first = slot.index * beams
             copied += [each.moved(first) for each in slot.reorder(request.beam_index.tolist())]
-            own = [first + row for row in slot.rows[: len(request.token_ids)]]
-            token_ids[own] = request.token_ids
+            used[slot] = [first + row for row in slot.rows[: len(request.token_ids)]]
+            token_ids[used[slot]] = request.token_ids
             position[first : first + beams] = slot.position
-            used += own
         inputs = self.shaped(token_ids, position)
-        logits = self.backend.decode(Rows(inputs, position, np.array(used, np.int32), copied))
-        results, end = {}, 0
-        for slot, request in requests.items():
-            begin, end = end, end + len(request.token_ids)
-            results[slot] = logits[begin:end]
-        return results
+        every = np.array([*itertools.chain.from_iterable(used.values())], np.int32)
+        logits = self.backend.decode(Rows(inputs, position, every, copied))
+        return StepLogits(logits, used)
 
     def shaped(self, token_ids: IntArray, position: IntArray) -> dict[str, IntArray]:
         """Return the inputs of the decoder's signature for all rows, int32 (rows,)."""

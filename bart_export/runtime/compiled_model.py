@@ -250,8 +250,7 @@ class CompiledModelBackend:
         copy_rows((cache for cache, _ in caches), rows.copied)
         decoder.run({}, {})
         write_entries(caches, rows.used, rows.position)
-        logits: FloatArray = decoder.outputs["logits"].array[rows.used]
-        return logits
+        return decoder.outputs["logits"].array
 
     def decode_draft(self, bucket: Bucket, token_ids: IntArray, position: int) -> FloatArray:
         """Decode several tokens of the only row; see `Backend.decode_draft`."""

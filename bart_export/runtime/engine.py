@@ -103,7 +103,7 @@ class FileEngine:
                 "Finish a stream before the next call, or open a second Generator."
             )
         request = Decode(token_ids, beam_index, state.position, draft)
-        logits = batch.step({slot: request})[slot]
+        logits = batch.step({slot: request})[slot].copy()
         return logits, Decoding(slot, state.position + 1 + (len(logits) - 1 if draft else 0))
 
     def cross(self, state: Decoding) -> dict[str, FloatArray]:

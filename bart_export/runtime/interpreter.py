@@ -188,7 +188,7 @@ class InterpreterBackend:
         decoder.invoke()
         caches = [(decoder.input(name), decoder.output(name)) for name in self.cache_names]
         write_entries(caches, rows.used, rows.position)
-        logits: FloatArray = decoder.output("logits")[rows.used]
+        logits: FloatArray = decoder.output("logits")
         return logits
 
     def decode_draft(self, bucket: Bucket, token_ids: IntArray, position: int) -> FloatArray:

@@ -229,7 +229,7 @@ class Scheduler:
             self.row_limit = min(2 * self.row_limit, self.max_batch_size)
             self.more_rows_at += RETRY_AFTER
         for task in ended:
-            del task.request  # its logits keep those of the whole batch alive
+            del task.request  # its logits
         self.decode_seconds += decoded - began
         self.search_seconds += time.perf_counter() - decoded
         return any(task.ready for task in tasks)

@@ -12,7 +12,7 @@ import pytest
 
 from bart_export.config import GenerationConfig
 from bart_export.errors import ConfigurationError, EngineError, InputError
-from bart_export.runtime.batch import Batch
+from bart_export.runtime.batch import Batch, StepLogits
 from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.runtime.drafts import PromptLookup
 from bart_export.runtime.scheduler import Scheduler, Task
@@ -236,14 +236,14 @@ def test_sizes_out_of_range_are_refused(engine, sizes):
 
 @pytest.mark.parametrize("generation", SETTINGS)
 def test_a_finished_search_keeps_no_logits(engine, generation, monkeypatch):
-    computed, step = [], Batch.step
+    computed, get = [], StepLogits.__getitem__
 
-    def observed(batch, requests):
-        logits = step(batch, requests)
-        computed.extend(map(weakref.ref, logits.values()))
+    def observed(step, slot):
+        logits = get(step, slot)
+        computed.append(weakref.ref(logits))
         return logits
 
-    monkeypatch.setattr(Batch, "step", observed)
+    monkeypatch.setattr(StepLogits, "__getitem__", observed)
     scheduler = Scheduler(engine, 2)
     tasks = [scheduler.submit(Task([3, 4, 5], generation)) for _ in range(3)]
     finish(scheduler)
