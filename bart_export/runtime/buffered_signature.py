@@ -55,19 +55,16 @@ class Buffer:
 
     native: Native
     shape: Sequence[int]
+    dtype: str
 
     @property
     def nbytes(self) -> int:
         """Its size: every dtype of the contract has four bytes."""
         return 4 * math.prod(self.shape)
 
-    def write(self, array: npt.NDArray[Any]) -> None:
-        """Write the whole tensor."""
-        self.native.write(array)
-
     @functools.cached_property
-    def array(self) -> FloatArray:
-        """A float32 tensor's memory, because LiteRT's Python API can only copy whole buffers.
+    def array(self) -> npt.NDArray[Any]:
+        """The tensor's memory, because LiteRT's Python API can only copy whole buffers.
 
         It is valid as long as the buffer, and does not move.
         """
@@ -79,8 +76,8 @@ class Buffer:
         if status != 0 or not address.value:
             raise EngineError("LiteRT cannot map a tensor buffer into memory.")
         library.LiteRtUnlockTensorBuffer(handle)
-        floats = (ctypes.c_float * math.prod(self.shape)).from_address(address.value)
-        return np.ctypeslib.as_array(floats).reshape(self.shape)
+        memory = (ctypes.c_byte * self.nbytes).from_address(address.value)
+        return np.ctypeslib.as_array(memory).view(self.dtype).reshape(self.shape)
 
 
 Buffers = dict[str, Buffer]  # by tensor name
@@ -127,6 +124,7 @@ class BufferedSignature:
         self.sizes: dict[str, int] = {}
         self.inputs: Buffers = {}
         self.outputs: Buffers = {}
+        self.natives: tuple[dict[str, Native], dict[str, Native]] = ({}, {})
 
     def shape(self, tensor: Tensor) -> list[int]:
         """Return a tensor's current shape."""
@@ -144,7 +142,7 @@ class BufferedSignature:
     def new_output(self, tensor: Tensor) -> Buffer:
         """Return a new buffer for an output."""
         native = self.model.create_output_buffer_by_name(self.name, tensor.name)
-        return Buffer(native, self.shape(tensor))
+        return Buffer(native, self.shape(tensor), tensor.dtype)
 
     def resize(self, sizes: Mapping[str, int], fill: Fill = leave) -> None:
         """Change sizes, and create new buffers for the tensors that depend on them.
@@ -153,6 +151,7 @@ class BufferedSignature:
         created, so that only one old buffer is kept at a time.
         """
         model, before, self.sizes = self.model, self.sizes, dict(sizes)
+        self.natives = ({}, {})  # would keep the old buffers
         try:
             with failures(f"cannot resize {self.name}"):
                 for tensor in resized(self.signature.outputs, before, sizes):
@@ -165,11 +164,12 @@ class BufferedSignature:
                     if name not in self.borrowed and (name in changed or name not in self.inputs):
                         old = self.inputs.pop(name, None)
                         native = model.create_input_buffer_by_name(self.name, name)
-                        self.inputs[name] = Buffer(native, shape)
+                        self.inputs[name] = Buffer(native, shape, tensor.dtype)
                         fill(name, old, self.inputs[name])
                 for tensor in self.signature.outputs:
                     if tensor.name not in (*self.outputs, *self.cross_names):
                         self.outputs[tensor.name] = self.new_output(tensor)
+                self.natives = (natives(self.inputs), natives(self.outputs))
         except BaseException:  # such as Ctrl-C
             self.sizes = {}
             raise
@@ -181,7 +181,13 @@ class BufferedSignature:
 
     def run(self, inputs: Buffers, outputs: Buffers) -> None:
         """Run the signature, with some of its buffers replaced."""
-        both = (self.inputs | inputs, self.outputs | outputs)
-        natives = ({name: buffer.native for name, buffer in each.items()} for each in both)
+        own_inputs, own_outputs = self.natives
         with failures(f"failed to run {self.name}"):
-            self.model.run_by_name(self.name, *natives)
+            self.model.run_by_name(
+                self.name, own_inputs | natives(inputs), own_outputs | natives(outputs)
+            )
+
+
+def natives(buffers: Buffers) -> dict[str, Native]:
+    """Return LiteRT's objects by tensor name."""
+    return {name: buffer.native for name, buffer in buffers.items()}

@@ -212,7 +212,7 @@ class CompiledModelBackend:
         width = min(mask.shape[1], self.mask.shape[1])
         mask[: len(kept), :width] = self.mask[kept, :width]
         self.mask = mask
-        decoder.inputs["encoder_padding_mask"].write(mask)
+        decoder.inputs["encoder_padding_mask"].array[:] = mask
         self.decoder = decoder
 
     def admit(self, encode: Bucket, token_ids: IntArray, mask: IntArray, slot: int) -> None:
@@ -225,7 +225,7 @@ class CompiledModelBackend:
         if "encoder_padding_mask" in encoder.inputs:
             source["encoder_padding_mask"] = mask
         for name, array in source.items():
-            encoder.inputs[name].write(array)
+            encoder.inputs[name].array[:] = array
         if self.mask.shape == mask.shape:
             encoder.run({}, {name: decoder.inputs[name] for name in encoder.cross_names})
         else:
@@ -235,7 +235,7 @@ class CompiledModelBackend:
                 move_slots(buffer.array, decoder.inputs[name].array[slot : slot + 1], [0], 1)
         self.mask[slot] = 0
         self.mask[slot, : mask.shape[1]] = mask
-        decoder.inputs["encoder_padding_mask"].write(self.mask)
+        decoder.inputs["encoder_padding_mask"].array[:] = self.mask
         beams = decoder.sizes[contract.BEAMS]
         for name in decoder.cache_names:
             decoder.inputs[name].array[slot * beams : (slot + 1) * beams] = 0
@@ -245,12 +245,13 @@ class CompiledModelBackend:
         decoder = self.decoder
         assert decoder is not None
         for name, array in rows.inputs.items():
-            decoder.inputs[name].write(array)
+            decoder.inputs[name].array[:] = array
         caches = decoder.caches()
         copy_rows((cache for cache, _ in caches), rows.copied)
         decoder.run({}, {})
         write_entries(caches, rows.used, rows.position)
-        return decoder.outputs["logits"].array
+        logits: FloatArray = decoder.outputs["logits"].array
+        return logits
 
     def decode_draft(self, bucket: Bucket, token_ids: IntArray, position: int) -> FloatArray:
         """Decode several tokens of the only row; see `Backend.decode_draft`."""
@@ -258,10 +259,8 @@ class CompiledModelBackend:
         assert decoder is not None
         borrowed = ["encoder_padding_mask", *decoder.cross_names, *decoder.cache_names]
         draft = self.signature(bucket, borrowed)
-        draft.inputs["decoder_token_ids"].write(token_ids[None, :])
-        draft.inputs["position"].write(
-            np.arange(position, position + len(token_ids), dtype=np.int32)
-        )
+        draft.inputs["decoder_token_ids"].array[:] = token_ids
+        draft.inputs["position"].array[:] = np.arange(position, position + len(token_ids))
         draft.run({name: decoder.inputs[name] for name in borrowed}, {})
         for name in decoder.cache_names:
             write_draft(decoder.inputs[name].array, draft.outputs[name].array, position)

@@ -200,7 +200,7 @@ class SegmentedEncoder:
         """Run a signature of the CPU's file; return its output (rows, hidden)."""
         signature.resize({contract.SOURCE: rows})
         for name, array in inputs.items():
-            signature.inputs[name].write(np.ascontiguousarray(array))
+            signature.inputs[name].array[:] = array
         signature.run({}, {})
         (output,) = signature.outputs.values()
         return output.array.copy()

@@ -134,6 +134,7 @@ def token_search(generation: GenerationConfig, source: Sequence[int]) -> Search:
     beam_index = np.arange(rows, dtype=np.int32)
     lengths = [generation.max_length] * rows
     scores = [0.0] * rows
+    zeros = np.zeros(rows, np.float32)
     running = list(range(rows))
     for length in range(1, generation.max_length):
         forced = forced_token(generation, length)
@@ -153,7 +154,7 @@ def token_search(generation: GenerationConfig, source: Sequence[int]) -> Search:
             normalizers = log_normalizers(logits)
             unprocessed = logits.copy() if rescores else logits
             for processor in process:
-                processor(sequences[:, :length], logits, np.zeros_like(normalizers))
+                processor(sequences[:, :length], logits, zeros)
             for row in running:
                 token = choose(logits[row])
                 if logits[row, token] == -np.inf:
