@@ -24,7 +24,7 @@ from bart_export.server.messages import Message
 from bart_export.server.metrics import Metrics
 from bart_export.server.model_store import ModelSpec, ModelStore
 from bart_export.server.options import MAX_ANSWER_BYTES, ServeOptions
-from bart_export.server.predict import Predictor, call_of, run_off_loop
+from bart_export.server.predict import NO_EXAMPLES, Predictor, call_of, run_off_loop
 from bart_export.server.servable import Limits
 from bart_export.server.status import Code, StatusError, invalid, status_of_error
 
@@ -64,16 +64,22 @@ class Services:
 
     def by_name(self) -> Mapping[str, Mapping[str, Method]]:
         """Return the methods by full service name and method name."""
+        unserved = dict.fromkeys(("Classify", "Regress", "MultiInference"), self.unserved)
         return {
             "tensorflow.serving.PredictionService": {
                 "Predict": self.predict,
                 "GetModelMetadata": self.get_model_metadata,
+                **unserved,
             },
             "tensorflow.serving.ModelService": {
                 "GetModelStatus": self.get_model_status,
                 "HandleReloadConfigRequest": self.handle_reload_config_request,
             },
         }
+
+    async def unserved(self, request: Message, limits: Limits) -> Message:
+        """Refuse a method that takes tf.Examples."""
+        raise StatusError(Code.UNIMPLEMENTED, NO_EXAMPLES)
 
     async def predict(self, request: Message, limits: Limits) -> Message:
         """Run a signature."""
@@ -183,7 +189,7 @@ class GrpcServer:
             described = messages.POOL.FindServiceByName(name).methods_by_name
             handlers = {
                 each: grpc.unary_unary_rpc_method_handler(
-                    self._handler(method, described[each].input_type.full_name)
+                    self._handler(method, described.get(each))
                 )
                 for each, method in methods.items()
             }
@@ -235,14 +241,16 @@ class GrpcServer:
         await closing
 
     def _handler(
-        self, method: Method, kind: str
+        self, method: Method, descriptor: Message
     ) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]:
-        """Return the handler of a method, from bytes to bytes; `kind` is its request's type.
+        """Return the handler of a method, from bytes to bytes.
 
-        gRPC itself would parse on the event loop and give no reason for malformed requests.
+        gRPC itself would parse on the event loop and give no reason for malformed requests. A
+        method without a descriptor gets no message.
         """
 
         def parsed(data: bytes) -> Message:
+            kind = descriptor.input_type.full_name
             try:
                 return messages.message(kind).FromString(data)
             except DecodeError as error:
@@ -261,7 +269,7 @@ class GrpcServer:
                 seconds = self._options.request_seconds
             limits = Limits(deadline=time.monotonic() + seconds)
             try:
-                request = await run_off_loop(len(data), lambda: parsed(data))
+                request = descriptor and await run_off_loop(len(data), lambda: parsed(data))
                 response = await method(request, limits)
                 context.set_trailing_metadata(tuple(limits.remarks.headers().items()))
                 serialized: bytes = response.SerializeToString()

@@ -19,6 +19,10 @@ from bart_export.server.status import Code, StatusError, invalid
 
 DEFAULT_SIGNATURE = "serving_default"
 TEXT, GENERATED = "text", "generated_text"
+NO_EXAMPLES = (
+    "Classify, Regress and MultiInference are not supported: no signature of a BART model takes "
+    "tf.Examples. Use Predict."
+)
 # Work on more bytes would delay the other requests on the event loop.
 QUICK_BYTES = 16 * 1024
 # Parsers hold the GIL throughout. Two at a time would be no faster, and would block the event loop

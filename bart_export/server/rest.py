@@ -30,6 +30,7 @@ from bart_export.server.model_store import ModelSpec, ModelStore
 from bart_export.server.options import MAX_BEAMS, ServeOptions
 from bart_export.server.predict import (
     DEFAULT_SIGNATURE,
+    NO_EXAMPLES,
     Predictor,
     run_off_loop,
     signature_def,
@@ -53,6 +54,7 @@ def app(store: ModelStore, options: ServeOptions, metrics: Metrics) -> Starlette
         ("GET", "/metadata", service.metadata),
         ("POST", ":predict", service.predict),
         ("POST", ":generate", service.generate),
+        ("POST", ":{method}", service.unserved),
     )
     routes = [
         Route(f"/v1/models/{{name}}{choice}{ending}", service.endpoint(method), methods=[verb])
@@ -147,6 +149,10 @@ class Service:
                 "metadata": {"signature_def": messages.to_dict(signatures)},
             }
         )
+
+    async def unserved(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
+        """Refuse an unknown method."""
+        raise StatusError(Code.NOT_FOUND, f"Expected the method predict or generate. {NO_EXAMPLES}")
 
     async def generate(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
         """Generate from a text and return a stream of events."""

@@ -93,7 +93,6 @@ def test_a_client_learns_services_and_messages_by_reflection(served):
     [
         "/tensorflow.serving.SessionService/SessionRun",
         "/tensorflow.serving.PredictionService/PredictStreamed",
-        "/tensorflow.serving.PredictionService/Classify",
         "/made.up.Service/Predict",
     ],
 )

@@ -60,8 +60,8 @@ ADDRESSES = [
     ("PUT", TEXT, "{}", 405, {"error": "Method Not Allowed: PUT /v1/models/text"}),
     ("OPTIONS", PREDICT, None, 405, "Method Not Allowed: OPTIONS /v1/models/text:predict"),
     ("POST", TEXT, "{}", 405, "Method Not Allowed: POST /v1/models/text"),
-    ("POST", f"{TEXT}:classify", {}, 405, "Method Not Allowed: POST /v1/models/text:classify"),
-    ("POST", f"{TEXT}/versions/1:explain", {}, 405, "Method Not Allowed: POST"),
+    ("POST", f"{TEXT}:classify", {}, 404, "Expected the method predict or generate. Classify, Reg"),
+    ("POST", f"{TEXT}/versions/1:explain", {}, 404, "Expected the method predict or generate."),
 ]
 
 ONE, TWO = {"instances": ["a"]}, {"instances": [{"text": "a"}, {"text": "b"}]}

@@ -10,12 +10,15 @@ import pytest
 import tensorflow as tf
 from google.protobuf import text_format
 from tensorflow_serving.apis import (
+    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
+    inference_pb2,
     model_management_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
+    regression_pb2,
 )
 
 from bart_export.server.grpc_server import GrpcServer
@@ -27,6 +30,9 @@ from support.arithmetic import Arithmetic
 
 REQUESTS = {
     "Predict": predict_pb2.PredictRequest,
+    "Classify": classification_pb2.ClassificationRequest,
+    "Regress": regression_pb2.RegressionRequest,
+    "MultiInference": inference_pb2.MultiInferenceRequest,
     "GetModelMetadata": get_model_metadata_pb2.GetModelMetadataRequest,
     "GetModelStatus": get_model_status_pb2.GetModelStatusRequest,
     "HandleReloadConfigRequest": model_management_pb2.ReloadConfigRequest,
