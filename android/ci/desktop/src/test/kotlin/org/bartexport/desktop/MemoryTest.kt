@@ -1,11 +1,19 @@
 package org.bartexport.desktop
 
 import java.io.File
+import kotlin.test.assertFalse
 import kotlin.test.assertTrue
+import kotlinx.coroutines.CoroutineStart
+import kotlinx.coroutines.cancelAndJoin
+import kotlinx.coroutines.launch
+import kotlinx.coroutines.runBlocking
 import org.bartexport.Bucket
+import org.bartexport.litert.openGenerator
 import org.junit.jupiter.api.Test
+import org.junit.jupiter.api.Timeout
+import org.junit.jupiter.api.io.TempDir
 
-/** Generations must not leak native memory; the heap has a fixed size. */
+/** Nothing leaks native memory; the heap has a fixed size. */
 class MemoryTest {
     @Test
     fun `memory is flat over 200 generations that each need other buffers`() {
@@ -28,6 +36,21 @@ class MemoryTest {
             val bound = GENERATIONS / 10 * smallestBuffers()
             assertTrue(grown < bound, "grown by $grown bytes, the bound is $bound")
         }
+    }
+
+    @Test
+    @Timeout(60)
+    fun `a generator that is cancelled while it opens is closed`(@TempDir directory: File) {
+        MINI.copyTo(directory)
+        fun isMapped() = directory.path in File("/proc/self/maps").readText()
+        runBlocking {
+            val opening = launch(start = CoroutineStart.UNDISPATCHED) {
+                openGenerator(directory, OPTIONS)
+            }
+            while (!isMapped()) Thread.sleep(1) // it opens on another thread
+            opening.cancelAndJoin()
+        }
+        assertFalse(isMapped())
     }
 
     private fun smallestBuffers(): Long =
