@@ -130,7 +130,7 @@ def decode_rows(
     earlier, later = (
         tf.cast(mask, tf.float32) for mask in (position > steps, steps > position)
     )  # (rows, 1, 1, capacity)
-    here = 1.0 - earlier - later
+    current = 1.0 - earlier - later
     future_bias = later * MASK_BIAS
     entries: Tensors = {}
 
@@ -147,9 +147,9 @@ def decode_rows(
         products = tf.reduce_sum(query * inputs[f"self_key_{layer}"], -1, keepdims=True)
         cached = tf.transpose(products, [0, 1, 3, 2])  # (rows, heads, 1, capacity)
         own = tf.reduce_sum(query * key, -1, keepdims=True)
-        weights = tf.nn.softmax(cached * earlier + own * here + future_bias)
+        weights = tf.nn.softmax(cached * earlier + own * current + future_bias)
         context = weighted_sum(weights * earlier, inputs[f"self_value_{layer}"])
-        context += tf.reduce_sum(weights * here, -1, keepdims=True) * value
+        context += tf.reduce_sum(weights * current, -1, keepdims=True) * value
         return tf.reshape(context, [-1, config.hidden_dim])
 
     def cross_attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:

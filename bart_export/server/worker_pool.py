@@ -64,6 +64,7 @@ class Job:
     number: int = dataclasses.field(default_factory=itertools.count().__next__)
     submitted: float = dataclasses.field(default_factory=time.perf_counter)
     is_running: bool = False
+    is_cancelled: bool = False
     has_streamed: bool = False
     attempts: int = 0
 
@@ -116,6 +117,8 @@ class WorkerPool:
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         """Stop the jobs that have not ended."""
+        for job in jobs:
+            job.is_cancelled = True  # for `retry`, if it is not one of any worker's
         for each, job in itertools.product(self.workers, jobs):
             each.stop(job, StatusError(Code.CANCELLED, "The request was cancelled"))
 
@@ -129,6 +132,7 @@ class WorkerPool:
                 job.is_running = False
         if again:
             self.send(again)
+            self.cancel([job for job in again if job.is_cancelled])
         for job in set(jobs).difference(again):
             message = f"The worker process of this request died: {reason}. Try again."
             self.end(job, StatusError(Code.UNAVAILABLE, message))

@@ -299,6 +299,24 @@ def test_a_process_that_cannot_be_started_once_delays_its_jobs(
     assert "Too many open files" in failed
 
 
+def test_a_job_that_is_cancelled_while_its_worker_is_replaced_is_not_run_again(
+    servable, worker, monkeypatch
+):
+    pool, retry = servable.pool, servable.pool.retry
+
+    def cancel_and_retry(jobs, reason):
+        pool.cancel(jobs)
+        retry(jobs, reason)
+
+    monkeypatch.setattr(pool, "retry", cancel_and_retry)
+    os.kill(worker.pid, signal.SIGSTOP)  # so that it dies with its job
+    job = Job([0, 10, 2], servable.model.generation, Limits())
+    pool.submit([job])
+    worker.kill()
+    with pytest.raises(StatusError, match="The request was cancelled"):
+        job.future.result(60)
+
+
 def test_a_first_process_that_cannot_be_started_is_an_error(symmetric_artifact, monkeypatch):
     def fail(process):
         raise OSError(24, "Too many open files")
