@@ -56,7 +56,7 @@ def text_table(title: str, heads: Sequence[str], lines: Iterable[Iterable[str]])
 def print_text(text: str, *, end: str = "\n") -> None:
     """Write a generated text to standard output; for a terminal, escape control characters."""
     shown = "\n".join(map(escaped, text.split("\n"))) if sys.stdout.isatty() else text
-    click.echo(shown + end, nl=False, color=True)  # otherwise click strips colours
+    click.echo(shown + end, nl=False, color=True)  # otherwise click strips colors
 
 
 def plural(count: int, noun: str) -> str:

@@ -1,4 +1,4 @@
-"""The benchmark of a server: its overhead, throughput, batches and behaviour under overload.
+"""The benchmark of a server: its overhead, throughput, batches and behavior under overload.
 
 Each engine has a server, which counts the time that requests spend in the engine. Configurations
 take turns, so that other work on the machine affects all of them alike.

@@ -23,7 +23,7 @@ SETTLED_SECONDS = 60.0  # memory must be flat from here, or from the middle of a
 
 @dataclasses.dataclass(frozen=True)
 class OverloadRow:
-    """The behaviour of a server under twice the load that it can answer.
+    """The behavior of a server under twice the load that it can answer.
 
     `capacity` and `rate` are requests per second. `other` counts other outcomes by status, and
     `wrong` the answers that differ from those under no load. `resident_bytes` has rows of seconds

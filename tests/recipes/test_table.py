@@ -140,7 +140,7 @@ def test_which_runtimes_compute_it_follows_from_mode_and_storages(mode, storages
         ({"tolerance": {"top1": "high"}}, "must be a number"),
         ({"tolerance": {"tokens": 95}}, r"received 95\. Did you mean 0\.95\?"),
         ({"tolerance": 1}, "must map metrics"),
-        ({"colour": 1}, "has 'colour'"),
+        ({"color": 1}, "has 'color'"),
     ],
 )
 def test_what_no_recipe_can_be_is_said_with_the_file(tmp_path, change, words):

@@ -49,7 +49,7 @@ class MainActivity : Activity() {
         super.onStop()
     }
 
-    /** Takes a text shared by another app and summarises it as soon as the model is ready. */
+    /** Takes a text shared by another app and summarizes it as soon as the model is ready. */
     private fun take(intent: Intent) {
         val name = SHARED_TEXTS[intent.action] ?: return
         val fromHistory = intent.flags and Intent.FLAG_ACTIVITY_LAUNCHED_FROM_HISTORY != 0

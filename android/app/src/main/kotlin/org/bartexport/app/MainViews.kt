@@ -92,8 +92,8 @@ class MainViews(private val activity: Activity, private val summarizer: Summariz
         setupDetail.show(words.second.ifEmpty { null })
         val failed = setup is Setup.Failed
         this.setup.setBackgroundResource(if (failed) R.drawable.card_error else R.drawable.card)
-        val colour = if (failed) R.color.on_error_container else R.color.text_secondary
-        setupDetail.setTextColor(activity.getColor(colour))
+        val color = if (failed) R.color.on_error_container else R.color.text_secondary
+        setupDetail.setTextColor(activity.getColor(color))
         setupProgress.shown = !failed
         setupProgress.isIndeterminate = setup is Setup.Loading
         tryAgain.shown = failed
@@ -138,7 +138,7 @@ class MainViews(private val activity: Activity, private val summarizer: Summariz
     private fun offer(state: UiState) {
         val stops = state.summary.running
         action.isActivated = stops
-        action.setText(if (stops) R.string.stop else R.string.summarise)
+        action.setText(if (stops) R.string.stop else R.string.summarize)
         action.isEnabled = stops || state.model != null && text.text.isNotBlank()
     }
 

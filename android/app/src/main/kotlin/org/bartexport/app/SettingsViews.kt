@@ -116,7 +116,7 @@ private class SelfTestViews(private val activity: Activity) {
         result.show(activity.describe(selfTest))
         val look = look(selfTest)
         result.setBackgroundResource(look.background)
-        result.setTextColor(activity.getColor(look.colour))
+        result.setTextColor(activity.getColor(look.color))
     }
 
     private fun look(selfTest: SelfTest): Look = when (selfTest) {
@@ -126,8 +126,8 @@ private class SelfTestViews(private val activity: Activity) {
     }
 }
 
-/** Resource ids of a background and its text colour. */
-private class Look(val background: Int, val colour: Int)
+/** Resource ids of a background and its text color. */
+private class Look(val background: Int, val color: Int)
 
 private val GOOD = Look(R.drawable.badge, R.color.on_success_container)
 private val BAD = Look(R.drawable.badge_error, R.color.on_error_container)

@@ -70,7 +70,7 @@ class Summarizer(
         texts.value = text
     }
 
-    /** Summarises [text], truncated to the model's source length. */
+    /** Summarizes [text], truncated to the model's source length. */
     fun summarize(text: String) = ask(Command.Summarize(text))
 
     /** Stops the running summary or self-test. */

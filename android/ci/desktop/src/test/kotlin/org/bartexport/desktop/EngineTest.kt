@@ -23,7 +23,7 @@ import org.junit.jupiter.api.Test
 import org.junit.jupiter.api.TestFactory
 import org.junit.jupiter.api.io.TempDir
 
-/** The engine's behaviour apart from its tokens. */
+/** The engine's behavior apart from its tokens. */
 class EngineTest {
     private val greedy = SETTINGS.getValue("greedy")
     private val beams = SETTINGS.getValue("beams")

@@ -29,7 +29,7 @@ class AccessibilityTest {
         val main = Person.opens<MainActivity>()
         main.waitForModel()
         main.type(HEADLINES.first().text)
-        main.summarise()
+        main.summarize()
         main.tap(R.id.show_details)
         val settings = Person.opens<SettingsActivity>()
         settings.waitFor("the model") { settings.see<View>(R.id.self_test).isEnabled }
@@ -49,7 +49,7 @@ class AccessibilityTest {
         for (text in listOf(1, 4).map { HEADLINES.first().text.repeat(it) }) {
             main.type(text)
             main.waitForLength()
-            main.summarise()
+            main.summarize()
             assertEquals(emptyList(), jargon(main) + jargon(settings))
         }
         // Confirms that the pattern matches: the details do use technical terms.
@@ -133,7 +133,7 @@ private fun jargon(person: Person<out Activity>): List<String> = person.allViews
     .mapNotNull { it?.toString() }
     .filter { JARGON.containsMatchIn(it) }
 
-/** Returns the contrast of two colours as defined by WCAG 2, from 1 to 21. */
+/** Returns the contrast of two colors as defined by WCAG 2, from 1 to 21. */
 private fun contrast(one: Int, other: Int): Double {
     val lights = listOf(one, other).map { Color.luminance(it) + GLARE }.sorted()
     return lights.last().toDouble() / lights.first()

@@ -42,12 +42,12 @@ class AppTest {
     @Test
     fun `a text becomes Python's headline, fast and careful`() {
         person.waitForModel()
-        assertFalse(person.see<View>(R.id.action).isEnabled, "There is nothing to summarise.")
+        assertFalse(person.see<View>(R.id.action).isEnabled, "There is nothing to summarize.")
         person.type(headlines.text)
         // The model's default is four beams.
-        assertEquals(headlines.beams.trim(), person.summarise())
+        assertEquals(headlines.beams.trim(), person.summarize())
         set { choose(text(R.string.fast)) }
-        assertEquals(headlines.greedy.trim(), person.summarise())
+        assertEquals(headlines.greedy.trim(), person.summarize())
         person.tap(R.id.show_details)
         assertContains(person.read(R.id.model), "CPU")
         for (figure in listOf(R.id.first_token_value, R.id.speed_value, R.id.load_time_value)) {
@@ -86,12 +86,12 @@ class AppTest {
         val written = person.read(R.id.output)
         repeat(10) { person.pass() }
         assertEquals(written, person.read(R.id.output))
-        assertEquals(person.text(R.string.summarise), person.read(R.id.action))
+        assertEquals(person.text(R.string.summarize), person.read(R.id.action))
         assertTrue(written.isNotEmpty() && person.see<View>(R.id.copy).isShown)
     }
 
     @Test
-    fun `a shared text is summarised, in a new window and in one that is open`() {
+    fun `a shared text is summarized, in a new window and in one that is open`() {
         val shares = listOf(
             Intent(Intent.ACTION_SEND).putExtra(Intent.EXTRA_TEXT, HEADLINES[1].text),
             Intent(Intent.ACTION_PROCESS_TEXT)
@@ -126,7 +126,7 @@ class AppTest {
         }
         val warning = person.see<TextView>(R.id.token_count).currentTextColor
         assertNotEquals(usual, warning)
-        assertTrue(person.summarise().isNotEmpty())
+        assertTrue(person.summarize().isNotEmpty())
     }
 
     @Test
@@ -142,7 +142,7 @@ class AppTest {
         another.tap(R.id.clear)
         another.waitFor("no length") { another.read(R.id.token_count).isEmpty() }
         assertEquals("", another.read(R.id.text))
-        assertFalse(another.see<View>(R.id.action).isEnabled, "There is nothing to summarise.")
+        assertFalse(another.see<View>(R.id.action).isEnabled, "There is nothing to summarize.")
         assertFalse(another.see<View>(R.id.clear).isShown, "There is nothing to clear.")
         another.leave()
     }
@@ -166,7 +166,7 @@ class AppTest {
     fun `a summary is shared with other apps, not with this one`() {
         person.waitForModel()
         person.type(headlines.text)
-        val summary = person.summarise()
+        val summary = person.summarize()
         person.tap(R.id.share)
         val chooser = shadowOf(person.activity).nextStartedActivity
         assertEquals(Intent.ACTION_CHOOSER, chooser.action)
@@ -182,7 +182,7 @@ class AppTest {
     fun `the details are closed at first, and stay open when the phone is turned`() {
         person.waitForModel()
         person.type(headlines.text)
-        person.summarise()
+        person.summarize()
         assertFalse(person.see<View>(R.id.details).isShown)
         person.tap(R.id.show_details)
         assertTrue(person.see<View>(R.id.details).isShown)
@@ -197,7 +197,7 @@ class AppTest {
     fun `the process's memory is shown with the other figures`() {
         person.waitForModel()
         person.type(headlines.text)
-        person.summarise()
+        person.summarize()
         person.tap(R.id.show_details)
         person.waitFor("the memory") { person.read(R.id.memory_value) == "126 MB" }
     }
@@ -206,7 +206,7 @@ class AppTest {
     fun `a summary is copied`() {
         person.waitForModel()
         person.type(headlines.text)
-        val summary = person.summarise()
+        val summary = person.summarize()
         person.tap(R.id.copy)
         assertEquals(summary, clipboard.primaryClip?.getItemAt(0)?.text.toString())
     }

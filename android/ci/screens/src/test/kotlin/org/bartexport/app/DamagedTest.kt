@@ -32,7 +32,7 @@ class DamagedTest {
         File(bundle, MODEL).copyTo(File(directory, MODEL))
         person.tap(R.id.try_again)
         person.waitFor("the model") { !person.see<View>(R.id.setup).isShown }
-        assertEquals(HEADLINES.first().beams.trim(), person.summarise())
+        assertEquals(HEADLINES.first().beams.trim(), person.summarize())
         person.leave()
     }
 }

@@ -59,8 +59,8 @@ class Person<T : Activity> private constructor(private val controller: ActivityC
         pass()
     }
 
-    /** Taps Summarise and waits for the complete summary. */
-    fun summarise(): String {
+    /** Taps Summarize and waits for the complete summary. */
+    fun summarize(): String {
         tap(R.id.action)
         waitFor("a summary") { read(R.id.status) == text(R.string.done) }
         return read(R.id.output)

@@ -37,7 +37,7 @@ class ScreensTest {
         val person = Person.opens<MainActivity>()
         person.waitForModel()
         person.drawInLightAndDark("ready")
-        person.summarises(example.text)
+        person.summarizes(example.text)
         person.drawInLightAndDark("done")
         person.tap(R.id.show_details)
         person.drawInLightAndDark("details")
@@ -87,7 +87,7 @@ class ScreensTest {
     fun `a text that is too long`() {
         val person = Person.opens<MainActivity>()
         person.waitForModel()
-        person.summarises(HEADLINES[LONG_EXAMPLE].text)
+        person.summarizes(HEADLINES[LONG_EXAMPLE].text)
         assertEquals(person.text(R.string.too_long), person.read(R.id.token_count))
         person.drawInLightAndDark("too-long")
         person.leave()
@@ -98,14 +98,14 @@ class ScreensTest {
         RuntimeEnvironment.setQualifiers(PHONE_TURNED)
         val turned = Person.opens<MainActivity>()
         turned.waitForModel()
-        turned.summarises(example.text)
+        turned.summarizes(example.text)
         turned.draw("done-landscape")
         turned.leave()
         RuntimeEnvironment.setQualifiers(PHONE)
         RuntimeEnvironment.setFontScale(LARGE)
         val large = Person.opens<MainActivity>()
         large.waitForModel()
-        large.summarises(example.text.repeat(3))
+        large.summarizes(example.text.repeat(3))
         large.draw("done-large-letters")
         val settings = Person.opens<SettingsActivity>()
         settings.draw("settings-large-letters")
@@ -119,7 +119,7 @@ class ScreensTest {
             RuntimeEnvironment.setQualifiers(qualifiers)
             val person = Person.opens<MainActivity>()
             person.waitForModel()
-            person.summarises(example.text)
+            person.summarizes(example.text)
             person.draw("done-$name")
             person.leave()
         }
@@ -156,10 +156,10 @@ class DamagedScreensTest {
     }
 }
 
-private fun Person<MainActivity>.summarises(text: String) {
+private fun Person<MainActivity>.summarizes(text: String) {
     type(text)
     waitForLength()
-    summarise()
+    summarize()
 }
 
 private fun Person<MainActivity>.drawInLightAndDark(name: String) {
@@ -180,9 +180,9 @@ private fun Person<out Activity>.draw(name: String) {
     assertEquals(emptyList(), cut.map { "${nameOf(it)}: ${it.text}" }, "Cut off in $name")
     val bitmap = Bitmap.createBitmap(window.width, window.height, Bitmap.Config.ARGB_8888)
     window.draw(Canvas(bitmap))
-    val colours = IntArray(window.width * window.height)
-    bitmap.getPixels(colours, 0, window.width, 0, 0, window.width, window.height)
-    assertTrue(colours.distinct().size > COLOURS, "$name is empty.")
+    val colors = IntArray(window.width * window.height)
+    bitmap.getPixels(colors, 0, window.width, 0, 0, window.width, window.height)
+    assertTrue(colors.distinct().size > COLORS, "$name is empty.")
     val file = File(File(folder("screens.output"), "screens").apply { mkdirs() }, "$name.png")
     file.outputStream().use { bitmap.compress(Bitmap.CompressFormat.PNG, 100, it) }
 }
@@ -236,4 +236,4 @@ private const val SOME = 15
 private const val HALF = 5_000_000
 private const val DRIP = 16
 private const val DRIP_MILLISECONDS = 10L
-private const val COLOURS = 5
+private const val COLORS = 5

@@ -72,7 +72,7 @@ class SettingsTest {
         val main = Person.opens<MainActivity>()
         main.waitForModel()
         main.type(HEADLINES.first().text)
-        assertEquals(HEADLINES.first().beams.trim(), main.summarise())
+        assertEquals(HEADLINES.first().beams.trim(), main.summarize())
         main.tap(R.id.show_details)
         assertContains(main.read(R.id.model), "CPU")
         assertContains(main.read(R.id.fallback), "The GPU is not used: ")

@@ -151,7 +151,7 @@ class CompiledModelTest {
                         "nothing" to
                             { model.run(inputs + ("nothing" to some), outputs, encode.name) },
                         first to { model.run(inputs - first, outputs, encode.name) },
-                        "colour" to { model.createInputBuffer("colour", encode.name) },
+                        "color" to { model.createInputBuffer("color", encode.name) },
                         "taste" to { model.createOutputBuffer("taste", encode.name) },
                     )
                 for ((name, call) in refused) {
