@@ -24,7 +24,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from bart_export import contract, documents
-from bart_export.artifact.artifact import Artifact, is_artifact
+from bart_export.artifact.artifact import Artifact
 from bart_export.artifact.manifest import SAVED_MODEL
 from bart_export.config import GenerationConfig
 from bart_export.errors import ArtifactError
@@ -38,7 +38,7 @@ from bart_export.server.messages import Message
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call, Emit, Limits, Tensors, TextReader, Workers
 from bart_export.server.status import Code, StatusError, invalid
-from bart_export.server.versions import GRAPH
+from bart_export.server.versions import GRAPH, artifact_directory
 from bart_export.text.tokenizer import BartTokenizer
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -96,11 +96,11 @@ def open_version(directory: pathlib.Path, options: ServeOptions) -> "SavedModelS
 
 def artifact_of(version: pathlib.Path) -> Artifact | None:
     """Return the artifact that contains a version directory, after checking the files' hashes."""
-    directory = version.resolve()
-    if directory.parent.name != SAVED_MODEL or not is_artifact(directory.parents[1]):
+    directory = artifact_directory(version)
+    if directory is None:
         return None
-    artifact = Artifact.open(directory.parents[1])
-    artifact.folder(f"{SAVED_MODEL}/{directory.name}")
+    artifact = Artifact.open(directory)
+    artifact.folder(f"{SAVED_MODEL}/{version.resolve().name}")
     return artifact
 
 

@@ -105,10 +105,15 @@ def served_files(artifact: Artifact, engine: str) -> list[str]:
     return read + [name for name in artifact.manifest.files if name.startswith(f"{SAVED_MODEL}/")]
 
 
+def artifact_directory(version: pathlib.Path) -> pathlib.Path | None:
+    """Return the directory of the artifact that contains a version, or a link's target, or None."""
+    folder = pathlib.Path(os.path.realpath(version)).parent
+    return folder.parent if folder.name == SAVED_MODEL and is_artifact(folder.parent) else None
+
+
 def list_files(version: pathlib.Path) -> object:
     """Return names, sizes and modification times of all files of a version, or of its artifact."""
-    artifact = version.parent.parent
-    path = artifact if version.parent.name == SAVED_MODEL and is_artifact(artifact) else version
+    path = artifact_directory(version) or version
     try:
         stats = [(path, path.stat()) for path in sorted(path.rglob("*"))]
     except OSError:  # deleted meanwhile; unequal to any other result

@@ -77,6 +77,9 @@ def test_the_manifest_is_found_behind_a_link(directory, tmp_path):
     alter(directory / "saved_model/1/saved_model.pb")
     with pytest.raises(ArtifactError, match="altered or damaged"):
         serve(tmp_path / "models/1")
+    before = list_files(tmp_path / "models/1")
+    (directory / "manifest.json").touch()
+    assert list_files(tmp_path / "models/1") != before
 
 
 def test_a_version_missing_from_the_manifest_is_refused(directory):
