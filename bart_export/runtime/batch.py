@@ -31,13 +31,13 @@ class Rows:
     Attributes:
         inputs: the signature's inputs that are not about the source or the caches.
         position: each row's, int32 (rows,).
-        used: the rows with a beam, int32 (used,).
+        used: the rows with a beam.
         copied: what rows first copy from the caches of another one.
     """
 
     inputs: Mapping[str, IntArray]
     position: IntArray
-    used: IntArray
+    used: Sequence[int]
     copied: Sequence[RowCopy]
 
 
@@ -195,7 +195,7 @@ class Batch:
             token_ids[used[slot]] = request.token_ids
             position[first : first + beams] = slot.position
         inputs = self.shaped(token_ids, position)
-        every = np.array([*itertools.chain.from_iterable(used.values())], np.int32)
+        every = list(itertools.chain.from_iterable(used.values()))
         logits = self.backend.decode(Rows(inputs, position, every, copied))
         return StepLogits(logits, used)
 

@@ -34,7 +34,7 @@ def copy_rows(caches: Iterable[FloatArray], copied: Sequence[RowCopy]) -> None:
 
 
 def write_entries(
-    caches: Sequence[tuple[FloatArray, FloatArray]], rows: IntArray, position: IntArray
+    caches: Sequence[tuple[FloatArray, FloatArray]], rows: Sequence[int], position: IntArray
 ) -> None:
     """Write outputs of `decode` into these rows of the caches, pairs of a cache and its output.
 
@@ -42,7 +42,8 @@ def write_entries(
     """
     whole = caches[0][0].shape == caches[0][1].shape
     # One assignment for all rows takes longer, even for 32.
-    for row, place in zip(rows.tolist(), position[rows].tolist(), strict=True):
+    for row in rows:
+        place = int(position[row])
         source = place if whole else 0
         for cache, output in caches:
             cache[row, :, place] = output[row, :, source]
