@@ -11,7 +11,7 @@ import pathlib
 import re
 from collections.abc import Callable, Collection, Mapping
 
-from bart_export.artifact.artifact import Artifact, is_artifact
+from bart_export.artifact.artifact import CACHE, Artifact, is_artifact
 from bart_export.artifact.manifest import SAVED_MODEL
 from bart_export.errors import ArtifactError
 from bart_export.runtime.engine_choice import choose_file
@@ -112,10 +112,15 @@ def artifact_directory(version: pathlib.Path) -> pathlib.Path | None:
 
 
 def list_files(version: pathlib.Path) -> object:
-    """Return names, sizes and modification times of all files of a version, or of its artifact."""
-    path = artifact_directory(version) or version
+    """Return names, sizes and modification times of all files of a version, or of its artifact.
+
+    Weight caches are left out: loading writes them, and must not look like a change.
+    """
+    directory = artifact_directory(version) or version
+    caches = directory / CACHE
     try:
-        stats = [(path, path.stat()) for path in sorted(path.rglob("*"))]
+        paths = [path for path in sorted(directory.rglob("*")) if caches not in (path, path.parent)]
+        stats = [(path, path.stat()) for path in paths]
     except OSError:  # deleted meanwhile; unequal to any other result
         return object()
     return [(path, status.st_size, status.st_mtime_ns) for path, status in stats]
