@@ -120,10 +120,18 @@ def list_files(version: pathlib.Path) -> object:
     caches = directory / CACHE
     try:
         paths = [path for path in sorted(directory.rglob("*")) if caches not in (path, path.parent)]
-        stats = [(path, path.stat()) for path in paths]
-    except OSError:  # deleted meanwhile; unequal to any other result
-        return object()
-    return [(path, status.st_size, status.st_mtime_ns) for path, status in stats]
+    except OSError as error:  # deleted meanwhile, or out of order
+        return str(error)
+    return [(path, size_and_time(path)) for path in paths]
+
+
+def size_and_time(path: pathlib.Path) -> tuple[int, int] | None:
+    """Return a file's size and modification time, or None for a link to nothing."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 OpenVersion = Callable[[ServedModel, int, pathlib.Path], Servable]

@@ -77,10 +77,12 @@ def test_a_servable_in_use_is_closed_only_after_its_call(store, opener, base_pat
     assert opener.of(1).closed.is_set()
 
 
-def test_a_broken_version_is_skipped_until_it_changes(store, opener, base_path):
+def test_a_broken_version_is_skipped_until_it_changes(store, opener, base_path, tmp_path):
     store.configure([served(base_path)])
     opener.errors[3] = [OSError("it is cut")]
-    torn = add_version(base_path, 3)
+    torn = add_version(tmp_path, 3)
+    (torn / "assets").symlink_to("nowhere")
+    torn = torn.rename(base_path / "3")
     wait_until(lambda: states(store) == {1: State.AVAILABLE, 3: State.END})
     wait_for_polls(opener, 3)
     add_version(base_path, 2)
