@@ -270,6 +270,12 @@ class ModelStore:
         failed = {version.path for version in known if version.has_failed}
         sound = {number: path for number, path in found.items() if path not in failed}
         chosen = model.policy.choose(sound) or model.policy.choose(found)
+        if not chosen and any(
+            version.model.base_path != model.base_path
+            for version in known
+            if version.state == State.AVAILABLE
+        ):
+            return  # a new base path without versions: those of the previous one stay
         wanted = {(number, found[number]) for number in chosen}
         for version in known:
             is_current = version.state == State.AVAILABLE or version.has_failed

@@ -288,6 +288,16 @@ def test_a_new_base_path_is_served_without_a_gap(store, opener, base_path, tmp_p
     assert states(store) == {1: State.AVAILABLE}
 
 
+def test_a_new_base_path_without_versions_ends_none(store, opener, base_path, tmp_path):
+    store.configure([served(base_path)])
+    (tmp_path / "elsewhere").mkdir()
+    store.configure([served(tmp_path / "elsewhere")])
+    wait_for_polls(opener, 3)
+    assert latest(store) == 1
+    add_version(tmp_path / "elsewhere", 2)
+    wait_until(lambda: states(store) == {1: State.END, 2: State.AVAILABLE})
+
+
 def test_polling_can_be_disabled(opener, base_path, tmp_path):
     with running_store(opener, poll_seconds=0) as store:
         store.configure([served(base_path)])
