@@ -101,13 +101,14 @@ def follow_config(
     """Read a `models.config` every few seconds and call `configure` when its models change.
 
     A list that is refused is tried again each time, because a label may be waiting for its version;
-    it is logged only once.
+    it is logged only once. The list after it is applied even if it is the one before it, because
+    models of a refused list may be served already.
     """
     refusal, stopped = "", stopped or threading.Event()
     while not stopped.wait(seconds):
         try:
             models = read_config(path)
-            if models != served:
+            if refusal or models != served:
                 configure(models)
                 served = models
                 LOG.info("%s: serving the %d model(s) listed", path, len(models))

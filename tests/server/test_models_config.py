@@ -238,6 +238,14 @@ def test_a_refused_list_is_retried_until_it_is_accepted(config_file, caplog):
     assert record.getMessage() == f"{config_file} was not applied: a label waits"
 
 
+def test_the_list_before_a_refused_one_is_applied_again(config_file):
+    with following(config_file, [StatusError(Code.UNKNOWN, "it is broken")] * 9999) as lists:
+        rename(config_file, "n")
+        wait_until(lambda: lists)
+        rename(config_file, "m")
+        wait_until(lambda: ["m"] in lists)
+
+
 @pytest.fixture
 def make_artifact(tmp_path, monkeypatch):
     """Return a function that makes an artifact with a file for each target given."""
