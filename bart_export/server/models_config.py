@@ -163,8 +163,8 @@ def served_model(name: str, directory: pathlib.Path, engine: str | None = None) 
         ArtifactError: if the directory does not exist, or has no files for the engine.
     """
     path = pathlib.Path(os.path.abspath(directory))  # links are kept: they may change later
-    if not path.is_dir():
-        if path.exists() or str(directory) in PRESETS or similar_artifact(directory):
+    if not os.path.isdir(path):
+        if os.path.exists(path) or str(directory) in PRESETS or similar_artifact(directory):
             raise NoArtifact(no_artifact(directory))
         raise ArtifactError(
             f"There is no directory {directory}. Expected an artifact, such as one made by "
@@ -195,13 +195,14 @@ def choose_engine(
     Raises:
         ArtifactError: if there are no files for the requested engine, or the artifact is damaged.
     """
-    if (base_path / GRAPH).is_file():
+    # Unlike `Path.is_file`, `os.path.isfile` does not raise for paths that are too long or locked.
+    if os.path.isfile(base_path / GRAPH):
         raise ArtifactError(
             f"{base_path} is one version of a SavedModel. Expected the directory that holds the "
             f"numbered versions: {base_path.parent}."
         )
-    if not (base_path / MANIFEST).is_file():
-        if (base_path / "config.json").is_file():
+    if not os.path.isfile(base_path / MANIFEST):
+        if os.path.isfile(base_path / "config.json"):
             raise NoArtifact(no_artifact(base_path))
         if requested == LITERT:
             raise ArtifactError(

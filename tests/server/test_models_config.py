@@ -169,8 +169,9 @@ def test_models_are_named_after_their_directories(artifact, tmp_path, monkeypatc
 def test_equal_names_and_missing_directories_are_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="both named model"):
         models_config.served_models([tmp_path / "a/model", tmp_path / "b/model"])
-    with pytest.raises(ArtifactError, match="There is no directory .*absent"):
-        models_config.served_models([tmp_path / "absent"])
+    for name in ("absent", "too long " * 30):
+        with pytest.raises(ArtifactError, match=f"There is no directory .*{name}"):
+            models_config.served_models([tmp_path / name])
 
 
 @pytest.fixture
@@ -286,11 +287,13 @@ def test_an_artifact_is_served_by_the_fastest_engine(make_artifact, targets, req
 
 
 @pytest.mark.parametrize("requested", [None, TENSORFLOW])
-@pytest.mark.parametrize("exists", [True, False])
-def test_other_directories_are_saved_models(tmp_path, requested, exists):
+@pytest.mark.parametrize(
+    ("name", "exists"), [("model", True), ("model", False), ("too long " * 30, False)]
+)
+def test_other_directories_are_saved_models(tmp_path, requested, name, exists):
     if exists:
-        add_version(tmp_path / "model", 1)
-    assert choose_engine(tmp_path / "model", requested) == (TENSORFLOW, tmp_path / "model")
+        add_version(tmp_path / name, 1)
+    assert choose_engine(tmp_path / name, requested) == (TENSORFLOW, tmp_path / name)
 
 
 # The targets of an artifact, the engine requested, and words of the refusal.
