@@ -80,7 +80,7 @@ Release = Annotated[str, Kind("a version", lambda value: 0 < len(value) <= 40)]
 
 
 @dataclass(frozen=True)
-class Source(Record):
+class SourceEntry(Record):
     """The checkpoint that an artifact was exported from."""
 
     handle: str
@@ -281,7 +281,7 @@ class Manifest(Record):
     format_version: int = FORMAT_VERSION
     manifest_sha256: str = UNSEALED
     preset: str
-    source: Source
+    source: SourceEntry
     config: BartConfig
     parameter_count: Positive
     generation: GenerationConfig

@@ -24,7 +24,7 @@ FIRST_TEXT = 8  # new tokens of the text after an opening
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class GenerationBenchmark:
     """An open file and a configuration; `row` identifies it."""
 
     row: rows.GenerationRow
@@ -96,7 +96,7 @@ def bench(
     opened = [(name, count) for name in pairs for count in threads]
     openings: list[rows.OpeningRow] = []
     memories: list[rows.MemoryRow] = []
-    works: list[Work] = []
+    benchmarks: list[GenerationBenchmark] = []
     with stages(2 * len(opened) + runs) as stage:
         for name, count in opened:
             stage(f"open {name}")
@@ -113,12 +113,12 @@ def bench(
             key = files[name].recipe, files[name].build, count
             for source, beams in pairs[name]:
                 row = rows.GenerationRow(*key, source, beams, length)
-                works.append(Work(row, engine, artifact.generation))
-                works[-1].measure()  # warm-up
+                benchmarks.append(GenerationBenchmark(row, engine, artifact.generation))
+                benchmarks[-1].measure()  # warm-up
         for number in range(runs):
             stage(f"generate, run {number + 1} of {runs}")
-            for work in works:
-                work.timings.append(work.measure())
+            for benchmark in benchmarks:
+                benchmark.timings.append(benchmark.measure())
     together: list[rows.ThroughputRow] = []
     if num_texts:
         together, alone = throughput.measure(artifact, pairs, num_texts, threads, length, runs)
@@ -136,7 +136,7 @@ def bench(
         tuple(sizes),
         tuple(openings),
         tuple(memories),
-        tuple(work.summary() for work in works),
+        tuple(benchmark.summary() for benchmark in benchmarks),
         tuple(skipped),
         tuple(together),
     )

@@ -10,7 +10,7 @@ from bart_export.bench.rows import LISTS, MULTIPLE, Report, Row, tables_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class ReportComparison:
     """The ratios of the report `here` to the report `there`."""
 
     here: Report

@@ -75,7 +75,7 @@ def processor() -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class MeasurableFile:
     """A file to measure: the shapes of a static build, and a function that opens the file."""
 
     shapes: StaticShapes | None
@@ -159,7 +159,7 @@ def generate(engine: Engine, source: Sequence[int], settings: GenerationConfig) 
     return Timing(encode, statistics.median(steps), time.perf_counter() - began)
 
 
-def measure(files: Mapping[str, Measured], info: ModelInfo, export: int) -> list[Measurement]:
+def measure(files: Mapping[str, MeasurableFile], info: ModelInfo, export: int) -> list[Measurement]:
     """Measure files, by name in the manifest, with one beam and with the model's number of beams.
 
     `export` is the number of the export; only figures from the same export can be compared.

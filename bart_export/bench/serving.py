@@ -101,7 +101,7 @@ def read_ports(process: "subprocess.Popen[str]") -> dict[str, int] | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class Workload:
     """The numbers of source tokens and new tokens of a generation."""
 
     source: int
@@ -112,7 +112,7 @@ class Work:
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class ServerAnswer:
     """The outcome of a request: the index of its inputs, a status or error name, and its time.
 
     `token_ids` has the tokens as bytes; `new_tokens` is the number of tokens in the first sequence.
@@ -125,7 +125,7 @@ class Answer:
     new_tokens: int = 0
 
     @classmethod
-    def of(cls, question: int, seconds: float, token_ids: Array, lengths: Array) -> "Answer":
+    def of(cls, question: int, seconds: float, token_ids: Array, lengths: Array) -> "ServerAnswer":
         """Return the answer with these outputs of `generate`."""
         content = np.ascontiguousarray(token_ids, np.int32).tobytes()
         return cls(question, OK, seconds, content, int(np.ravel(lengths)[0]) - 1)
@@ -142,7 +142,7 @@ class RestClient:
         self.used = time.monotonic()
         self.close = self.connection.close
 
-    def send(self, question: int, began: float) -> Answer:
+    def send(self, question: int, began: float) -> ServerAnswer:
         """Send a request; a failure becomes the answer's status."""
         if time.monotonic() - self.used > IDLE_SECONDS:
             self.connection.close()
@@ -156,9 +156,11 @@ class RestClient:
         self.used = time.monotonic()
         seconds = time.perf_counter() - began
         if status != OK:
-            return Answer(question, status, seconds)
+            return ServerAnswer(question, status, seconds)
         outputs = json.loads(body)["outputs"]
-        return Answer.of(question, seconds, np.array(outputs[TOKENS]), np.array(outputs[LENGTHS]))
+        return ServerAnswer.of(
+            question, seconds, np.array(outputs[TOKENS]), np.array(outputs[LENGTHS])
+        )
 
 
 class GrpcClient:
@@ -170,18 +172,18 @@ class GrpcClient:
         self.requests = [grpc_request(server.model, inputs) for inputs in questions]
         self.close = self.channel.close
 
-    def send(self, question: int, began: float) -> Answer:
+    def send(self, question: int, began: float) -> ServerAnswer:
         """Send a request; a failure becomes the answer's status."""
         try:
             body = self.predict(self.requests[question], timeout=REQUEST_SECONDS)
         except grpc.RpcError as error:
             # A failed connection is UNAVAILABLE, too.
             status = REFUSED if error.details() == QUEUE_FULL else error.code().name
-            return Answer(question, status, time.perf_counter() - began)
+            return ServerAnswer(question, status, time.perf_counter() - began)
         seconds = time.perf_counter() - began
         outputs = messages.PredictResponse.FromString(body).outputs
         tokens, lengths = (to_array(outputs[name], name) for name in (TOKENS, LENGTHS))
-        return Answer.of(question, seconds, tokens, lengths)
+        return ServerAnswer.of(question, seconds, tokens, lengths)
 
 
 Client = RestClient | GrpcClient
@@ -227,11 +229,11 @@ class Clients:
             clients.append(CLIENTS[front](self.server, self.questions))
         return clients[:count]
 
-    def send_all(self, front: str, clients: int, count: int) -> tuple[float, list[Answer]]:
+    def send_all(self, front: str, clients: int, count: int) -> tuple[float, list[ServerAnswer]]:
         """Send `count` requests from `clients` parallel clients; return the seconds and answers."""
         numbers = itertools.count()
 
-        def work(client: Client) -> Iterator[Answer]:
+        def work(client: Client) -> Iterator[ServerAnswer]:
             while (number := next(numbers)) < count:
                 answer = client.send(number % len(self.questions), time.perf_counter())
                 if answer.status == REFUSED:
@@ -240,14 +242,16 @@ class Clients:
 
         return run_clients(work, self.take(front, clients))
 
-    def send_at_rate(self, rate: float, seconds: float, clients: int) -> tuple[float, list[Answer]]:
+    def send_at_rate(
+        self, rate: float, seconds: float, clients: int
+    ) -> tuple[float, list[ServerAnswer]]:
         """Send `rate` requests per second over both fronts; return the seconds and answers.
 
         If no client is free, a request is sent late, but its time counts from when it was due.
         """
         numbers, began = itertools.count(), time.perf_counter() + 0.1
 
-        def work(client: Client) -> Iterator[Answer]:
+        def work(client: Client) -> Iterator[ServerAnswer]:
             while (number := next(numbers)) < rate * seconds:
                 due = began + number / rate
                 time.sleep(max(0.0, due - time.perf_counter()))
@@ -258,8 +262,8 @@ class Clients:
 
 
 def run_clients(
-    work: Callable[[Client], Iterator[Answer]], clients: Sequence[Client]
-) -> tuple[float, list[Answer]]:
+    work: Callable[[Client], Iterator[ServerAnswer]], clients: Sequence[Client]
+) -> tuple[float, list[ServerAnswer]]:
     """Run all clients in threads; return the seconds and all answers."""
     with ThreadPoolExecutor(len(clients)) as executor:
         began = time.perf_counter()
@@ -268,30 +272,32 @@ def run_clients(
     return seconds, list(itertools.chain.from_iterable(answers))
 
 
-def random_inputs(artifact: Artifact, work: Work, rows: int, count: int) -> list[Tensors]:
-    """Return `count` inputs of `generate` for this work, each with `rows` random sources."""
-    length = work.new_tokens + 1
+def random_inputs(artifact: Artifact, workload: Workload, rows: int, count: int) -> list[Tensors]:
+    """Return `count` inputs of `generate` for this workload, each with `rows` random sources."""
+    length = workload.new_tokens + 1
     generation = artifact.generation.replace(max_length=length, min_length=length)
     settings = {
         tensor.name: np.repeat(default(tensor, generation), rows)
         for tensor in contract.GENERATION_INPUTS
     }
-    lengths = np.full(rows, work.source, np.int32)
+    lengths = np.full(rows, workload.source, np.int32)
     sources = np.random.default_rng(0).integers(
-        0, artifact.config.vocabulary_size, (count, rows, work.source), np.int32
+        0, artifact.config.vocabulary_size, (count, rows, workload.source), np.int32
     )
     return [{"encoder_token_ids": ids, "encoder_lengths": lengths} | settings for ids in sources]
 
 
-def send_single(engine: str, clients: Clients, front: str, work: Work) -> tuple[float, float]:
+def send_single(
+    engine: str, clients: Clients, front: str, workload: Workload
+) -> tuple[float, float]:
     """Send a single request; return its seconds and those in the engine, or raise EngineError."""
     time.sleep(PAUSE)
     before = clients.server.engine_seconds()
     _, (answer,) = clients.send_all(front, 1, 1)
     received = f"{answer.new_tokens} tokens" if answer.status == OK else answer.status
-    if received != f"{work.new_tokens} tokens":
+    if received != f"{workload.new_tokens} tokens":
         raise EngineError(
-            f"Expected {engine} over {front} to generate {work.new_tokens} tokens for a single "
+            f"Expected {engine} over {front} to generate {workload.new_tokens} tokens for a single "
             f"request, received {received}."
         )
     return answer.seconds, clients.server.engine_seconds() - before

@@ -24,10 +24,10 @@ from bart_export.bench.serving import (
     FRONTS,
     OK,
     PAUSE,
-    Answer,
     Clients,
     Server,
-    Work,
+    ServerAnswer,
+    Workload,
     random_inputs,
     running,
     send_single,
@@ -50,7 +50,7 @@ CLIENTS, BATCHES = (1, 4), (1, 8)
 SINGLE = 3  # single requests per run and front
 QUESTIONS = 8
 EACH = 3  # requests per run and client
-SERVED, BATCHED = Work(256, 32), Work(512, 64)
+SERVED, BATCHED = Workload(256, 32), Workload(512, 64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class OverheadRow:
 
 
 @dataclasses.dataclass(frozen=True)
-class ThroughputRow:
+class RequestsRow:
     """Requests per second and latency, by number of clients."""
 
     engine: str = field(metadata=column("engine"))
@@ -108,7 +108,7 @@ class ServingReport(Record):
     settings: Mapping[str, Any]
     engines: Sequence[Mapping[str, Any]]
     overhead: Sequence[OverheadRow]
-    throughput: Sequence[ThroughputRow]
+    throughput: Sequence[RequestsRow]
     ratio: Mapping[str, float] | None
     batches: Sequence[BatchRow]
     overload: Sequence[OverloadRow]
@@ -126,7 +126,7 @@ class ServingReport(Record):
             f"{self.artifact.on(self.machine)}; {', '.join(searches)}; medians of "
             f"{plural(self.settings['runs'], 'run')}",
             table(alone, OverheadRow, self.overhead),
-            table("Parallel clients", ThroughputRow, self.throughput),
+            table("Parallel clients", RequestsRow, self.throughput),
         ]
         for clients, ratio in (self.ratio or {}).items():
             each = plural(int(clients), "client")
@@ -153,14 +153,14 @@ class EngineUnderTest:
     engine: str
     clients: Clients
     singles: dict[str, list[tuple[float, float]]] = field(default_factory=lists)
-    answers: dict[int, list[Answer]] = field(default_factory=lists)
+    answers: dict[int, list[ServerAnswer]] = field(default_factory=lists)
     rates: dict[int, list[float]] = field(default_factory=lists)
 
-    def measure(self, work: Work) -> None:
+    def measure(self, workload: Workload) -> None:
         """Send the requests of a run and record their times."""
         for _ in range(SINGLE):
             for front in FRONTS:
-                self.singles[front].append(send_single(self.engine, self.clients, front, work))
+                self.singles[front].append(send_single(self.engine, self.clients, front, workload))
         for clients in CLIENTS:
             time.sleep(PAUSE)
             seconds, answers = self.clients.send_all("rest", clients, EACH * clients)
@@ -175,11 +175,11 @@ class EngineUnderTest:
             more = seconds - engine
             yield OverheadRow(self.engine, front, engine, seconds, more, more / engine, outside)
 
-    def throughputs(self) -> Iterator[ThroughputRow]:
+    def throughputs(self) -> Iterator[RequestsRow]:
         """Yield a row for each number of clients."""
         for clients, answers in self.answers.items():
             rates, answered = self.rates[clients], sum(answer.status == OK for answer in answers)
-            yield ThroughputRow(
+            yield RequestsRow(
                 self.engine,
                 clients,
                 statistics.median(rates),
@@ -225,7 +225,7 @@ def serve_bench(
     artifact = Artifact.open(location)
     positions = artifact.config.max_sequence_length
     served, batched = (
-        Work(
+        Workload(
             fitting_length("--source", source, default.source, positions),
             fitting_length("--new-tokens", new_tokens, default.new_tokens, positions - 1),
         )
@@ -289,20 +289,22 @@ def chosen_engines(artifact: Artifact, engines: Sequence[str]) -> list[str]:
 
 
 def measure_batches(
-    artifact: Artifact, server: Server, work: Work, runs: int
+    artifact: Artifact, server: Server, workload: Workload, runs: int
 ) -> Iterator[BatchRow]:
     """Measure how long the engine takes to generate for batches of different sizes."""
     times: dict[int, list[float]] = lists()
-    clients = {size: Clients(server, random_inputs(artifact, work, size, 1)) for size in BATCHES}
+    clients = {
+        size: Clients(server, random_inputs(artifact, workload, size, 1)) for size in BATCHES
+    }
     for run in range(runs + 1):
         for size in BATCHES:
-            _, seconds = send_single(TENSORFLOW, clients[size], "grpc", work)
+            _, seconds = send_single(TENSORFLOW, clients[size], "grpc", workload)
             if run:
                 times[size].append(seconds)
     for each in clients.values():
         each.close()
     medians = {size: statistics.median(times[size]) for size in BATCHES}
-    rates = {size: size * work.new_tokens / seconds for size, seconds in medians.items()}
+    rates = {size: size * workload.new_tokens / seconds for size, seconds in medians.items()}
     for size, rate in rates.items():
         yield BatchRow(size, medians[size], rate, rate / rates[BATCHES[0]], times[size])
 
@@ -319,7 +321,7 @@ def search_settings(artifact: Artifact, engine: str) -> dict[str, Any]:
     return {name: settings.get(name) for name in SEARCH}
 
 
-def ratios(artifact: Artifact, rows: Sequence[ThroughputRow]) -> dict[str, float] | None:
+def ratios(artifact: Artifact, rows: Sequence[RequestsRow]) -> dict[str, float] | None:
     """Return LiteRT's requests per second divided by TensorFlow's; see `ServingReport`."""
     rates = {(row.engine, row.clients): row.requests_per_second for row in rows}
     if {row.engine for row in rows} != {LITERT, TENSORFLOW}:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bart_export.bench.measurements import resident_bytes
-from bart_export.bench.serving import FRONTS, OK, REFUSED, Answer, Clients
+from bart_export.bench.serving import FRONTS, OK, REFUSED, Clients, ServerAnswer
 from bart_export.errors import EngineError
 
 LOAD = 2.0  # rate of requests as a multiple of the capacity
@@ -25,7 +25,7 @@ SETTLED_SECONDS = 60.0  # memory must be flat from here, or from the middle of a
 class OverloadRow:
     """The behavior of a server under twice the load that it can answer.
 
-    `capacity` and `rate` are requests per second. `other` counts other outcomes by status, and
+    `capacity` and `rate` are requests per second. `other` counts other answers by status, and
     `wrong` the answers that differ from those under no load. `resident_bytes` has rows of seconds
     and bytes; `resident_spread` is (max - min) / min of these bytes once the server has settled.
     """
@@ -86,8 +86,8 @@ def measure(engine: str, clients: Clients, calls: int, seconds: float) -> Overlo
     )
 
 
-def counts(answers: Sequence[Answer], expected: Mapping[int, bytes]) -> dict[str, Any]:
-    """Return the number of requests by outcome."""
+def counts(answers: Sequence[ServerAnswer], expected: Mapping[int, bytes]) -> dict[str, Any]:
+    """Return the number of requests by answer."""
     statuses = collections.Counter(answer.status for answer in answers)
     wrong = sum(
         answer.status == OK and answer.token_ids != expected[answer.question] for answer in answers
@@ -101,7 +101,9 @@ def counts(answers: Sequence[Answer], expected: Mapping[int, bytes]) -> dict[str
     }
 
 
-def sampled(clients: Clients, future: "Future[tuple[float, list[Answer]]]") -> list[list[float]]:
+def sampled(
+    clients: Clients, future: "Future[tuple[float, list[ServerAnswer]]]"
+) -> list[list[float]]:
     """Return the server's resident bytes every few seconds until `future` is done."""
     began = time.perf_counter()
     rows: list[list[float]] = []
@@ -119,7 +121,7 @@ def spread(rows: Sequence[Sequence[float]], since: float) -> float | None:
     return max(values) / min(values) - 1 if values else None
 
 
-def percentile(answers: Sequence[Answer], percent: float) -> float | None:
+def percentile(answers: Sequence[ServerAnswer], percent: float) -> float | None:
     """Return a percentile of the seconds of accepted requests, or None if there are none."""
     seconds = [answer.seconds for answer in answers if answer.status == OK]
     return float(np.percentile(seconds, percent)) if seconds else None

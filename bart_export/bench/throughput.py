@@ -22,7 +22,7 @@ from bart_export.text.tokenizer import BartTokenizer
 ONE_AT_A_TIME = "the file decodes one text at a time"
 
 
-class Timing(NamedTuple):
+class SchedulerTimes(NamedTuple):
     """The seconds of a generation: its parts, and all of it."""
 
     encode: float
@@ -32,7 +32,7 @@ class Timing(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class ThroughputBenchmark:
     """An open file and the texts to generate; `row` identifies it.
 
     `generator` is forced to the row's number of new tokens.
@@ -40,21 +40,21 @@ class Work:
 
     row: ThroughputRow
     generator: Generator
-    timings: list[Timing] = dataclasses.field(default_factory=list)
+    timings: list[SchedulerTimes] = dataclasses.field(default_factory=list)
 
-    def measure(self) -> Timing:
+    def measure(self) -> SchedulerTimes:
         """Generate all texts once."""
         row, generator = self.row, self.generator
         size = generator.engine.config.vocabulary_size
         sources = random_sources(size, row.source, row.num_texts)
         before = self.clocks()
         generator.generate_ids(sources, num_beams=row.num_beams)
-        return Timing._make(map(operator.sub, self.clocks(), before))
+        return SchedulerTimes._make(map(operator.sub, self.clocks(), before))
 
-    def clocks(self) -> Timing:
+    def clocks(self) -> SchedulerTimes:
         """Return the scheduler's times so far, and the current time."""
         scheduler = self.generator.scheduler
-        return Timing(
+        return SchedulerTimes(
             scheduler.encode_seconds,
             scheduler.decode_seconds,
             scheduler.search_seconds,
@@ -90,7 +90,7 @@ def measure(
 
     Returns the rows, and the numbers that were skipped for files that decode one text at a time.
     """
-    works: list[Work] = []
+    benchmarks: list[ThroughputBenchmark] = []
     skipped: list[SkippedRow] = []
     with stages(len(pairs) * len(num_threads) + runs) as stage:
         for name in pairs:
@@ -110,13 +110,13 @@ def measure(
                     asked = threads, source, beams, new_tokens, texts
                     peak = peak_bytes(artifact, OpeningRun(name, *asked))
                     row = ThroughputRow(entry.recipe, entry.build, *asked, peak_bytes=peak)
-                    works.append(Work(row, generator))
-                    works[-1].measure()  # warm-up
+                    benchmarks.append(ThroughputBenchmark(row, generator))
+                    benchmarks[-1].measure()  # warm-up
         for number in range(runs):
             stage(f"generate several texts, run {number + 1} of {runs}")
-            for work in works:
-                work.timings.append(work.measure())
-    return [work.summary() for work in works], skipped
+            for benchmark in benchmarks:
+                benchmark.timings.append(benchmark.measure())
+    return [benchmark.summary() for benchmark in benchmarks], skipped
 
 
 def forced_generator(artifact: Artifact, file: str, threads: int, new_tokens: int) -> Generator:

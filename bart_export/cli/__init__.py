@@ -74,7 +74,7 @@ class ArtifactLocation(LocalPath):
 PATH, ARTIFACT = LocalPath(), ArtifactLocation()
 
 
-class Seconds(click.FloatRange):
+class SecondsRange(click.FloatRange):
     """A time of at most thirty years, which every platform's clock can represent."""
 
     def __init__(self, *, min_open: bool = False) -> None:
@@ -88,7 +88,7 @@ class Seconds(click.FloatRange):
         return number
 
 
-class Engine(Choice):
+class EngineName(Choice):
     """The name of an engine; LiteRT's package name is an alias of litert."""
 
     name = "engine"

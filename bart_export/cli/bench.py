@@ -10,8 +10,8 @@ from bart_export.cli import (
     PATH,
     RECIPE,
     THREADS,
-    Engine,
-    Seconds,
+    EngineName,
+    SecondsRange,
     Value,
     flag,
     given_options,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 # A report as a JSON object, and its tables.
-Measured = tuple[dict[str, object], list["Group"]]
+JsonAndTables = tuple[dict[str, object], list["Group"]]
 # Parameters that only apply to files, and those that only apply to servers.
 OF_FILES = ("recipes", "num_beams", "num_texts", "compare")
 OF_SERVERS = ("engines", "workers", "queue_size", "overload_seconds")
@@ -81,7 +81,7 @@ ONCE = {"sources": "source", "num_threads": "num_threads"}
 @list_option(
     "--engine",
     "engines",
-    kind=Engine("litert", "tensorflow"),
+    kind=EngineName("litert", "tensorflow"),
     metavar="[litert|tensorflow],...",
     help="Engines to serve with. Default: all that the artifact has files for.",
 )
@@ -92,7 +92,7 @@ ONCE = {"sources": "source", "num_threads": "num_threads"}
 @click.option(
     "--overload",
     "overload_seconds",
-    type=Seconds(min_open=True),
+    type=SecondsRange(min_open=True),
     metavar="SECONDS",
     help="With --serve: also send each server twice the load that it can answer, for this long.",
 )
@@ -123,22 +123,22 @@ def bench(artifact: Location, serve: bool, as_json: bool, **options: Value) -> N
         console().print(table)
 
 
-def measure_files(artifact: Location, given: dict[str, Value]) -> Measured:
+def measure_files(artifact: Location, given: dict[str, Value]) -> JsonAndTables:
     """Measure an artifact's files; return the report as a JSON object, and its tables."""
     from bart_export.bench import rows
     from bart_export.bench.bench import bench as measure
-    from bart_export.bench.comparison import Comparison
+    from bart_export.bench.comparison import ReportComparison
 
     other = rows.read(given.pop("compare")) if "compare" in given else None
     report = measure(artifact, **given)
     if other is None:
         return report.to_dict(), [report.tables()]
-    comparison = Comparison(report, other)
+    comparison = ReportComparison(report, other)
     content = report.to_dict() | {"comparison": comparison.to_dict()}
     return content, [report.tables(), comparison.tables()]
 
 
-def measure_server(artifact: Location, given: dict[str, Value]) -> Measured:
+def measure_server(artifact: Location, given: dict[str, Value]) -> JsonAndTables:
     """Measure an artifact's servers; return the report as a JSON object, and its tables."""
     for name, parameter in ONCE.items():
         if name in given:

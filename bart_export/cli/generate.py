@@ -90,7 +90,7 @@ def generation_option(name: str, kind: Value, text: str) -> cli.Decorator:
 @click.option("--recipe", type=cli.RECIPE, help="The recipe of the file to run.")
 @click.option(
     "--engine",
-    type=cli.Engine("litert", "tflite-runtime", "edgetpu"),
+    type=cli.EngineName("litert", "tflite-runtime", "edgetpu"),
     help="Engine to generate with. Default: litert, or tflite-runtime if litert is not installed. "
     "edgetpu needs an export with --target edgetpu.",
 )

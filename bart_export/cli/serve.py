@@ -6,7 +6,7 @@ import pathlib
 import click
 
 from bart_export import cli
-from bart_export.cli import COUNT, PATH, THREADS, Seconds, Value
+from bart_export.cli import COUNT, PATH, THREADS, SecondsRange, Value
 from bart_export.errors import printable, printable_lines
 from bart_export.locations import Location
 from bart_export.server.options import ServeOptions
@@ -24,7 +24,7 @@ PORT = click.IntRange(0, 65535)
 
 # Fields of ServeOptions with their flag, type (None for a switch that is off by default) and help.
 OPTIONS: tuple[tuple[str, str, Value, str], ...] = (
-    ("engine", "--engine", cli.Engine("litert", "tensorflow"),
+    ("engine", "--engine", cli.EngineName("litert", "tensorflow"),
      "Engine to serve with. Default: the fastest for the model's files."),
     ("host", "--host", str, "Address to listen on."),
     ("port", "--port", PORT, "Port for gRPC; 0 for any free port."),
@@ -42,13 +42,13 @@ OPTIONS: tuple[tuple[str, str, Value, str], ...] = (
      "Maximum bytes of a request, before and after decompression."),
     ("max_request_rows", "--max-request-rows", COUNT,
      "Maximum texts, or rows of another input, per request."),
-    ("request_seconds", "--request-seconds", Seconds(min_open=True),
+    ("request_seconds", "--request-seconds", SecondsRange(min_open=True),
      "Time limit of a call without a deadline."),
     ("batching_parameters_file", "--batching-parameters-file", PATH,
      "BatchingParameters as a text proto, instead of those in version directories."),
-    ("poll_seconds", "--poll-seconds", Seconds(),
+    ("poll_seconds", "--poll-seconds", SecondsRange(),
      "Interval between checks for new versions; 0 for a single check."),
-    ("model_config_poll_seconds", "--model-config-file-poll-seconds", Seconds(),
+    ("model_config_poll_seconds", "--model-config-file-poll-seconds", SecondsRange(),
      "Interval between reads of --model-config-file; 0 for a single read."),
     ("allow_reload_requests", "--allow-reload-requests", None,
      "Allow gRPC clients to change the served directories (HandleReloadConfigRequest)."),
@@ -57,9 +57,9 @@ OPTIONS: tuple[tuple[str, str, Value, str], ...] = (
      "Hosts that requests may name in addition to localhost and --host; '*' for any."),
     ("allowed_origins", "--allowed-origin", str,
      "Origins whose pages may use the REST service; '*' for any."),
-    ("load_seconds", "--load-seconds", Seconds(min_open=True),
+    ("load_seconds", "--load-seconds", SecondsRange(min_open=True),
      "Time limit for a worker to open a model (litert), or for warm-up requests (tensorflow)."),
-    ("drain_seconds", "--drain-seconds", Seconds(),
+    ("drain_seconds", "--drain-seconds", SecondsRange(),
      "Time for running calls to finish when the server shuts down."),
 )  # fmt: skip
 # Switches that turn off a field of ServeOptions.

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from bart_export.artifact.artifact import Artifact
     from bart_export.artifact.figures import FileVerification
-    from bart_export.edgetpu.compiler import Compiled, Report
-    from bart_export.verify.compare import Comparison
+    from bart_export.edgetpu.compiler import Compiled, CompilerReport
+    from bart_export.verify.compare import FileComparison
     from bart_export.verify.data import Texts
 
 GOLDEN = 6  # about half the golden questions and traces, for the progress bar
@@ -116,7 +116,7 @@ def print_unasked(names: Sequence[str]) -> None:
 
 def compare_artifact(
     artifact: "Artifact", texts: "Texts | None", against: str | None, bounds: dict[str, float]
-) -> "list[Comparison]":
+) -> "list[FileComparison]":
     """Compare an artifact's files with its float32 file or with a preset."""
     from bart_export.checkpoints.resolve import ResolvedPreset
     from bart_export.runtime.generator import ModelInfo
@@ -142,7 +142,7 @@ def compare_artifact(
             return compare_files(files, baseline, texts, stage)
 
 
-def print_table(rows: "Sequence[Comparison]") -> None:
+def print_table(rows: "Sequence[FileComparison]") -> None:
     """Print the figures of files, two per cell, and their failures."""
     heads = ("file", "relative error\nKL, nats", "top-1\nequal texts", "worst\nrow",
              "ROUGE-L\nlost (95 %)")  # fmt: skip
@@ -204,7 +204,7 @@ def check(context: click.Context, file: pathlib.Path, as_json: bool) -> None:
     context.exit(0 if report.passes and (compiled is None or compiled.passes) else 1)
 
 
-def show_report(report: "Report") -> None:
+def show_report(report: "CompilerReport") -> None:
     """Print the operations by operator and status, like the compiler, and the parameters."""
     counts = collections.Counter((row.operator, row.status, row.rule) for row in report.rows)
     # The first operation's reason stands for all that break the same rule.

@@ -24,7 +24,7 @@ DAMAGE = (struct.error, AttributeError, IndexError, TypeError, ValueError, ZeroD
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class OperationRow:
     """An operation of a file and its status.
 
     `number` is its index in `subgraph`. `rule` names the first rule that it breaks, and `reason`
@@ -48,7 +48,7 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class CompilerReport:
     """The compiler's expected result for a file.
 
     `refusals` say why the compiler would reject the whole file; the rows then show what would
@@ -58,7 +58,7 @@ class Report:
 
     file: str
     refusals: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[OperationRow, ...]
     parameter_bytes: int
 
     @property
@@ -86,7 +86,7 @@ class Report:
         }
 
 
-def check_file(path: pathlib.Path) -> Report:
+def check_file(path: pathlib.Path) -> CompilerReport:
     """Check a `.tflite` file against the compiler's rules.
 
     Raises:
@@ -101,7 +101,7 @@ def check_file(path: pathlib.Path) -> Report:
             if fault[0] == MAPPED and index not in mapped:
                 fault = rules.AFTERWARDS, "", ""
             rows.append(
-                Row(
+                OperationRow(
                     operation.subgraph,
                     operation.number,
                     operation.operator,
@@ -112,7 +112,7 @@ def check_file(path: pathlib.Path) -> Report:
                 )
             )
         parameter_bytes = constant_bytes(operations[index] for index in sorted(mapped))
-        return Report(str(path), refusals(operations), tuple(rows), parameter_bytes)
+        return CompilerReport(str(path), refusals(operations), tuple(rows), parameter_bytes)
     except DAMAGE as error:
         raise EngineError(f"{path} is a .tflite file but is damaged: {error}.") from error
 

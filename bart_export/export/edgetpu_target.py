@@ -13,10 +13,10 @@ from bart_export.artifact.drafts import Draft
 from bart_export.artifact.figures import Answer, EdgeTpuVerification
 from bart_export.convert import edgetpu
 from bart_export.edgetpu import compiler, parts
-from bart_export.edgetpu.compiler import Report
+from bart_export.edgetpu.compiler import CompilerReport
 from bart_export.errors import VerificationFailed
 from bart_export.export.options import EdgeTpuOptions
-from bart_export.export.target import ExportedFile, ExportResult, Model, calibration_texts
+from bart_export.export.target import ExportedFile, ExportResult, LoadedModel, calibration_texts
 from bart_export.export.tflite_target import file_entry
 from bart_export.progress import Stage
 from bart_export.recipes import table
@@ -36,7 +36,7 @@ ENCODER = Metric("encoder", "the error of the encoder output", AT_MOST)
 
 
 def export_edgetpu(
-    model: Model, options: EdgeTpuOptions, draft: Draft, stage: Stage
+    model: LoadedModel, options: EdgeTpuOptions, draft: Draft, stage: Stage
 ) -> ExportResult:
     """Write the host file and the encoder segments."""
     config, rows = model.info.config, options.source_length
@@ -76,7 +76,7 @@ def export_edgetpu(
     return ExportResult([ExportedFile(parts.HOST, entries, check)])
 
 
-def check_segment(draft: Draft, segment: parts.Segment) -> Report:
+def check_segment(draft: Draft, segment: parts.Segment) -> CompilerReport:
     """Return a segment's report; raise VerificationFailed unless the Edge TPU runs all of it."""
     report = compiler.check_file(draft.directory / segment.file)
     if not report.passes:
@@ -107,7 +107,7 @@ def compile_segments(
 
 
 def check_edgetpu(
-    model: Model,
+    model: LoadedModel,
     draft: Draft,
     recipe: Recipe,
     keras: KerasReference,

@@ -11,11 +11,11 @@ from bart_export.artifact.artifact import Artifact
 from bart_export.artifact.drafts import Draft
 from bart_export.bench import measurements
 from bart_export.checkpoints.resolve import ResolvedPreset
-from bart_export.export import manifest
+from bart_export.export import export_manifest
 from bart_export.export.edgetpu_target import export_edgetpu
 from bart_export.export.options import EdgeTpuOptions, Options, SavedModelOptions
 from bart_export.export.saved_model_target import export_saved_model
-from bart_export.export.target import ExportResult, Model
+from bart_export.export.target import ExportResult, LoadedModel
 from bart_export.export.tflite_target import export_tflite
 from bart_export.model import BartBackbone
 from bart_export.progress import Stage
@@ -49,12 +49,12 @@ def export(
     stage("build the Keras model")
     backbone = BartBackbone.from_checkpoint(checkpoint)
     with drafts.draft(output) as draft:
-        tokenizer = manifest.write_tokenizer(checkpoint, draft)
+        tokenizer = export_manifest.write_tokenizer(checkpoint, draft)
         stage("verify the tokenizer")
         tokenization.check_tokenizer(checkpoint, tokenizer, golden.TEXTS)
         generation, length = resolved.defaults.generation, checkpoint.encoder_sequence_length
         info = ModelInfo(checkpoint.config, tokenizer, generation, length)
-        model = Model(info, backbone, checkpoint.directory)
+        model = LoadedModel(info, backbone, checkpoint.directory)
         exported = export_files(model, options, draft, stage)
         stage("ask the Keras model")
         keras = KerasReference(backbone)
@@ -64,19 +64,19 @@ def export(
         for file in exported.files:
             stage(f"verify {file.name}")
             verified[file.name] = file.check(keras, cases)
-        described = manifest.describe(resolved, tokenizer)
-        carried, earlier = manifest.carry_over(draft, described, exported.entries)
+        described = export_manifest.describe(resolved, tokenizer)
+        carried, earlier = export_manifest.carry_over(draft, described, exported.entries)
         stage("measure for the report")
-        measured = measurements.measure(exported.measured, info, carried.exports + 1)
-        manifest.write_golden(draft, cases, verified, carried, earlier)
-        completed = manifest.complete(draft, carried, exported, verified, measured)
-        reported = manifest.write_report(draft, completed)
+        measured = measurements.measure(exported.measurable, info, carried.exports + 1)
+        export_manifest.write_golden(draft, cases, verified, carried, earlier)
+        completed = export_manifest.complete(draft, carried, exported, verified, measured)
+        reported = export_manifest.write_report(draft, completed)
         stage("commit the artifact")
         draft.commit(reported)
     return Artifact.open(output)
 
 
-def export_files(model: Model, options: Options, draft: Draft, stage: Stage) -> ExportResult:
+def export_files(model: LoadedModel, options: Options, draft: Draft, stage: Stage) -> ExportResult:
     """Write the files of the options' target."""
     if isinstance(options, SavedModelOptions):
         return export_saved_model(model, options, draft, stage)

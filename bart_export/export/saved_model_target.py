@@ -19,7 +19,7 @@ from bart_export.convert import saved_model
 from bart_export.errors import ArtifactError, ConfigurationError
 from bart_export.export import warm_up
 from bart_export.export.options import SavedModelOptions
-from bart_export.export.target import ExportedFile, ExportResult, Model
+from bart_export.export.target import ExportedFile, ExportResult, LoadedModel
 from bart_export.progress import Stage
 from bart_export.runtime.generator import ModelInfo
 from bart_export.verify import golden
@@ -51,7 +51,7 @@ YAML_WORDS = frozenset(("null", "true", "false", "yes", "no", "on", "off", "y", 
 
 
 def export_saved_model(
-    model: Model, options: SavedModelOptions, draft: Draft, stage: Stage
+    model: LoadedModel, options: SavedModelOptions, draft: Draft, stage: Stage
 ) -> ExportResult:
     """Write the next version of a SavedModel, `saved_model/<version>/`, and its deployment."""
     info = dataclasses.replace(model.info, generation=options.settings(model.info.generation))

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 from bart_export.artifact import figures, manifest
-from bart_export.bench.measurements import Measured
+from bart_export.bench.measurements import MeasurableFile
 from bart_export.config import GenerationConfig
 from bart_export.graph.parameters import InferenceParameters
 from bart_export.model import BartBackbone
@@ -27,7 +27,7 @@ Check = Callable[[KerasReference, Cases], Verified]
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class LoadedModel:
     """The model to export; `directory` is the checkpoint's."""
 
     info: ModelInfo
@@ -45,15 +45,15 @@ class ExportedFile:
     """An exported file, or a directory of files that belong together.
 
     `entries` are the manifest entries of its files; `check` compares it with the Keras model.
-    `settings` are the generation settings of additional questions, or None. `measured` says how to
-    measure its times for the report, or is None if they are not measured.
+    `settings` are the generation settings of additional questions, or None. `measurable` opens
+    it to measure its times for the report, or is None if they are not measured.
     """
 
     name: str
     entries: Mapping[str, manifest.FileEntry]
     check: Check
     settings: GenerationConfig | None = None
-    measured: Measured | None = None
+    measurable: MeasurableFile | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +74,9 @@ class ExportResult:
         return {file.name: file.settings for file in self.files if file.settings is not None}
 
     @property
-    def measured(self) -> dict[str, Measured]:
+    def measurable(self) -> dict[str, MeasurableFile]:
         """How to measure the files whose times are in the report."""
-        return {file.name: file.measured for file in self.files if file.measured is not None}
+        return {file.name: file.measurable for file in self.files if file.measurable is not None}
 
 
 def calibration_texts(

@@ -10,7 +10,7 @@ from bart_export.artifact import manifest
 from bart_export.artifact.drafts import Draft
 from bart_export.artifact.figures import Answer, FileVerification, LayerSensitivity
 from bart_export.artifact.manifest import TFLITE, BucketEntry, StaticEntry, TfliteEntry
-from bart_export.bench.measurements import Measured
+from bart_export.bench.measurements import MeasurableFile
 from bart_export.checkpoints.weight_names import layer_names
 from bart_export.config import BartConfig
 from bart_export.contract import StaticShapes
@@ -19,7 +19,7 @@ from bart_export.convert.calibration import Ranges, TracedModel, calibrate
 from bart_export.convert.quantize import quantize
 from bart_export.errors import ConfigurationError
 from bart_export.export.options import TfliteOptions
-from bart_export.export.target import ExportedFile, ExportResult, Model, calibration_texts
+from bart_export.export.target import ExportedFile, ExportResult, LoadedModel, calibration_texts
 from bart_export.progress import Stage
 from bart_export.recipes.table import RECIPES, STORAGES, Recipe, require_layers, with_bounds
 from bart_export.runtime import search, tflite_check
@@ -37,7 +37,9 @@ from bart_export.verify.traces import teacher_force
 from bart_export.verify.weights import checkpoint_matrices
 
 
-def export_tflite(model: Model, options: TfliteOptions, draft: Draft, stage: Stage) -> ExportResult:
+def export_tflite(
+    model: LoadedModel, options: TfliteOptions, draft: Draft, stage: Stage
+) -> ExportResult:
     """Write `tflite/<recipe>.tflite` for each recipe, or `<recipe>.static.tflite` with shapes."""
     config, shapes = model.info.config, options.shapes
     if shapes is not None:
@@ -67,8 +69,8 @@ def export_tflite(model: Model, options: TfliteOptions, draft: Draft, stage: Sta
         file = TfliteFile.of_draft(name, path, recipe, config, shapes)
         entries = {name: file_entry(draft, name, recipe, config, shapes, calibration)}
         check = functools.partial(check_tflite, gate, file)
-        measured = Measured(shapes, file.open)
-        written.append(ExportedFile(name, entries, check, measured=measured))
+        measurable = MeasurableFile(shapes, file.open)
+        written.append(ExportedFile(name, entries, check, measurable=measurable))
     # Sensitivities help to choose between recipes, so they are not measured for a single one.
     if shapes is None and sum(recipe.mode != "float" for recipe in recipes) > 1:
         stage("measure every layer's sensitivity")
@@ -82,7 +84,7 @@ def file_name(recipe: Recipe, shapes: StaticShapes | None) -> str:
 
 
 def write_float(
-    model: Model, recipes: Sequence[Recipe], shapes: StaticShapes | None, draft: Draft
+    model: LoadedModel, recipes: Sequence[Recipe], shapes: StaticShapes | None, draft: Draft
 ) -> pathlib.Path:
     """Write the float file that the others are made from, to scratch unless it is exported."""
     directory = draft.directory / TFLITE
@@ -159,7 +161,7 @@ def require_fitting(
 
 
 def sensitivities(
-    model: Model, base: pathlib.Path, texts: Sequence[str], draft: Draft
+    model: LoadedModel, base: pathlib.Path, texts: Sequence[str], draft: Draft
 ) -> tuple[LayerSensitivity, ...]:
     """Measure each layer's sensitivity to the storage with the fewest bits."""
     config, tokenizer = model.info.config, model.info.tokenizer

@@ -109,7 +109,7 @@ def to_svg(figure: "Drawing") -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Column:
+class CostColumn:
     """A column of the cost picture.
 
     `format` formats its figures. Stems begin at `origin`, and `ahead` says whether figures are to
@@ -123,7 +123,7 @@ class Column:
     ahead: bool = False
 
 
-def cost_columns(files: Sequence[ReportedFile], num_beams: int) -> list[Column]:
+def cost_columns(files: Sequence[ReportedFile], num_beams: int) -> list[CostColumn]:
     """Return the columns in which any two files differ significantly."""
 
     def percentage(file: ReportedFile) -> Figure | None:
@@ -131,15 +131,15 @@ def cost_columns(files: Sequence[ReportedFile], num_beams: int) -> list[Column]:
         return share and Figure(*(100 * end for end in dataclasses.astuple(share)))
 
     columns = [
-        Column("Size, MB", lambda file: Figure(*[file.megabytes] * 3), ".1f"),
-        Column("Same next token, %", percentage, ".1f", origin=100.0, ahead=True),
-        Column("ROUGE-L loss, points", lambda file: file.rouge_loss, "+.1f"),
-        Column("Tokens per second", lambda file: file.tokens_per_second(num_beams), ".0f"),
+        CostColumn("Size, MB", lambda file: Figure(*[file.megabytes] * 3), ".1f"),
+        CostColumn("Same next token, %", percentage, ".1f", origin=100.0, ahead=True),
+        CostColumn("ROUGE-L loss, points", lambda file: file.rouge_loss, "+.1f"),
+        CostColumn("Tokens per second", lambda file: file.tokens_per_second(num_beams), ".0f"),
     ]
     return [column for column in columns if differ(map(column.figure, files))]
 
 
-def draw_costs(files: Sequence[ReportedFile], columns: Sequence[Column]) -> "Drawing":
+def draw_costs(files: Sequence[ReportedFile], columns: Sequence[CostColumn]) -> "Drawing":
     """Draw a row for each file and a column for each figure."""
     from matplotlib.figure import Figure as Drawing
 
@@ -161,7 +161,7 @@ def draw_costs(files: Sequence[ReportedFile], columns: Sequence[Column]) -> "Dra
     return drawing
 
 
-def draw_column(axes: "Axes", files: Sequence[ReportedFile], column: Column) -> None:
+def draw_column(axes: "Axes", files: Sequence[ReportedFile], column: CostColumn) -> None:
     """Draw each file's figure as a dot with its number and interval."""
     axes.set_title(column.head, pad=10)
     axes.grid(visible=False)

@@ -39,7 +39,7 @@ TRIES = 4  # steps that the search tries to drop at the end
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class FileFigures:
     """A file's size in bytes, its hash, and its figures by metric."""
 
     size: int
@@ -84,14 +84,14 @@ class Evaluator:
         changes = {"references": references} if generate else {"questions": (), "answers": ()}
         self.cases = dataclasses.replace(cases, **changes)
 
-    def measure(self, path: pathlib.Path) -> Measured:
+    def measure(self, path: pathlib.Path) -> FileFigures:
         """Run a file and return its figures, or raise VerificationFailed if it cannot be run."""
         engine = open_compiled_model(path, self.info.config)
         pair = SignaturePair("encode", "decode_single", engine, rows=1)
         figures, _ = compare_model(path.name, engine, self.info.tokenizer, self.cases, pairs=[pair])
         known = {metric: getattr(figures, metric) for metric in METRICS}
         known = {metric: value for metric, value in known.items() if value is not None}
-        return Measured(path.stat().st_size, sha256(path), figures.steps, known)
+        return FileFigures(path.stat().st_size, sha256(path), figures.steps, known)
 
 
 @dataclasses.dataclass
@@ -107,9 +107,9 @@ class BudgetSearch:
     name: str
     budget: Mapping[str, float]
     stage: Stage
-    tried: dict[Layers, Measured] = dataclasses.field(default_factory=dict)
+    tried: dict[Layers, FileFigures] = dataclasses.field(default_factory=dict)
 
-    def measure(self, storages: Mapping[str, str]) -> Measured:
+    def measure(self, storages: Mapping[str, str]) -> FileFigures:
         """Return the figures of the file with these storages; it is measured only once."""
         (usual, _), *_ = Counter(storages.values()).most_common(1)
         others = ((layer, storage) for layer, storage in storages.items() if storage != usual)
@@ -123,7 +123,7 @@ class BudgetSearch:
             except (EngineError, VerificationFailed, RuntimeError):
                 # Some kernels do not support every width in every shape; such a file never passes.
                 figures = dict.fromkeys(METRICS, math.nan)
-                self.tried[layers] = Measured(path.stat().st_size, "", 0, figures)
+                self.tried[layers] = FileFigures(path.stat().st_size, "", 0, figures)
         return self.tried[layers]
 
     def recipe(self, layers: Layers) -> Recipe:
@@ -133,7 +133,7 @@ class BudgetSearch:
 
     def run(
         self, start: Mapping[str, str], steps: Sequence[PrecisionStep]
-    ) -> tuple[Recipe, Measured]:
+    ) -> tuple[Recipe, FileFigures]:
         """Return the recipe and the figures of the smallest file within the budget.
 
         The first file that was measured must be within the budget. `start` is the narrowest storage
@@ -168,7 +168,7 @@ class BudgetSearch:
             if self.within_budget(self.measure(apply_steps(start, others))):
                 taken = others
 
-    def require_reachable(self, widest: Measured) -> None:
+    def require_reachable(self, widest: FileFigures) -> None:
         """Raise VerificationFailed for the first metric whose bound the widest file misses."""
         for bound in self.bounds(widest):
             if not bound.holds:
@@ -177,11 +177,11 @@ class BudgetSearch:
                     "written."
                 )
 
-    def within_budget(self, measured: Measured) -> bool:
+    def within_budget(self, measured: FileFigures) -> bool:
         """Return whether a file is within the budget."""
         return all(bound.holds for bound in self.bounds(measured))
 
-    def bounds(self, measured: Measured) -> list[Bound]:
+    def bounds(self, measured: FileFigures) -> list[Bound]:
         """Return the budget's bounds; `top1` is the lower of the counted and predicted shares."""
         root = measured.root_kl
         predicted = 1 - self.flips_per_root(root) * root
@@ -201,7 +201,7 @@ class BudgetSearch:
 EXPORT_STEPS = 60  # approximate number of steps in an export without --data
 
 
-def export_tolerance(budget: Mapping[str, float], measured: Measured) -> dict[str, float]:
+def export_tolerance(budget: Mapping[str, float], measured: FileFigures) -> dict[str, float]:
     """Return a tolerance for exports that is loose enough for a few other texts.
 
     Each bound starts from the budget, or from the measured figure if the budget does not bound it.

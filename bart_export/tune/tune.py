@@ -20,7 +20,7 @@ from bart_export.recipes.metrics import METRICS
 from bart_export.recipes.table import STORAGES, Recipe
 from bart_export.runtime.generator import ModelInfo
 from bart_export.tune import sensitivity
-from bart_export.tune.budget_search import BudgetSearch, Evaluator, Measured
+from bart_export.tune.budget_search import BudgetSearch, Evaluator, FileFigures
 from bart_export.tune.precision_steps import measure_storage, precision_steps
 from bart_export.verify import data
 from bart_export.verify.data import Texts
@@ -42,8 +42,8 @@ class Tuned:
     """
 
     recipe: Recipe
-    found: Measured
-    widest: Measured
+    found: FileFigures
+    widest: FileFigures
     files: int
     texts: int
     storages: Mapping[str, str]

@@ -24,7 +24,7 @@ from bart_export.verify import golden, weights
 from bart_export.verify.compare import (
     Baseline,
     Cases,
-    Comparison,
+    FileComparison,
     TfliteFile,
     compare,
     compare_model,
@@ -81,7 +81,7 @@ class Gate:
         return figures, comparison.answers
 
     def compare_texts(
-        self, texts: Texts, baseline: Baseline, comparison: Comparison
+        self, texts: Texts, baseline: Baseline, comparison: FileComparison
     ) -> FileVerification:
         """Return the figures on texts; others, which do not depend on texts, are `comparison`'s."""
         file, before = comparison.file, comparison.figures
@@ -148,7 +148,7 @@ def float_baseline(info: ModelInfo, files: Sequence[TfliteFile]) -> Baseline:
 
 def compare_files(
     files: Sequence[TfliteFile], baseline: Baseline, texts: Texts | None, stage: Stage
-) -> list[Comparison]:
+) -> list[FileComparison]:
     """Compare files with a baseline, on the given texts or, if None, on the golden texts.
 
     Raises:
@@ -164,7 +164,7 @@ def compare_files(
         assert baseline.golden is not None
         return baseline.golden
 
-    def compared(file: TfliteFile) -> Comparison:
+    def compared(file: TfliteFile) -> FileComparison:
         return compare(file, baseline, cases(file.shapes), lambda: stage(f"compare {file.name}"))
 
     return list(map(compared, files))

@@ -173,7 +173,7 @@ class Baseline:
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class FileComparison:
     """The result of comparing a file with its baseline.
 
     `figures` is None if the file cannot be run. `answers` has None for a question that is too long
@@ -216,7 +216,7 @@ class Comparison:
 
 def compare(
     file: TfliteFile, baseline: Baseline, cases: Cases, tick: Tick = lambda: None
-) -> Comparison:
+) -> FileComparison:
     """Compare a file's graph, matrices and answers with a baseline."""
     info, faults, row = baseline.info, [], None
     float_file = baseline.float_files.get(file.shapes)
@@ -236,11 +236,11 @@ def compare(
                 file.name, model, info.tokenizer, cases, exact=file.recipe.exact, tick=tick
             )
     except (ArtifactError, VerificationFailed) as error:  # ArtifactError: unexpected signatures
-        return Comparison(file, None, (), (*faults, str(error)))
+        return FileComparison(file, None, (), (*faults, str(error)))
     if row is not None:
         place = None if row.error == 0 else f"{row.layer}, row {row.row}"
         figures = dataclasses.replace(figures, weights=row.error, worst_row=place)
-    return Comparison(file, figures, answers, faults)
+    return FileComparison(file, figures, answers, faults)
 
 
 def compare_model(
@@ -259,7 +259,7 @@ def compare_model(
     `exact` accepts an answer that differs only by a near-tie in float32; `float32` is the Keras
     model's largest float32 error, if `cases` have no float64 teacher. Traces run through `pairs` of
     signatures, by default all of the file's. Returns the figures, and the answers as in
-    `Comparison`.
+    `FileComparison`.
 
     Raises:
         VerificationFailed: if the file cannot be run.

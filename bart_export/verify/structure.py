@@ -29,7 +29,7 @@ STEPS_TO_LARGEST = {
     schema.TensorType.FLOAT16: 2**10,
 }
 # A tensor's producer: an input's name, (operator, output) indices, or None for a constant.
-Source = str | tuple[int, int] | None
+Producer = str | tuple[int, int] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Operand:
 
     file: StoredFile
     tensor: Tensor
-    source: Source
+    source: Producer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Step:
 
 
 @dataclasses.dataclass(frozen=True)
-class Signature:
+class SignatureGraph:
     """A signature's inputs, steps, and the source of each output."""
 
     inputs: Sequence[str]
     steps: Sequence[Step]
-    outputs: Mapping[str, Source]
+    outputs: Mapping[str, Producer]
 
 
 def compare_graphs(name: str, path: pathlib.Path, float_file: pathlib.Path) -> None:
@@ -74,12 +74,12 @@ def compare_graphs(name: str, path: pathlib.Path, float_file: pathlib.Path) -> N
             )
 
 
-def signatures(stored: StoredFile) -> dict[str, Signature]:
+def signatures(stored: StoredFile) -> dict[str, SignatureGraph]:
     """Return a file's signatures by name, without `IGNORED_OPERATORS`."""
     found = {}
     for definition in stored.model.signatureDefs or ():
         graph = stored.model.subgraphs[definition.subgraphIndex]
-        sources: dict[int, Source] = {
+        sources: dict[int, Producer] = {
             tensor.tensorIndex: tensor.name.decode() for tensor in definition.inputs
         }
         inputs = [str(name) for name in sources.values()]
@@ -99,7 +99,7 @@ def signatures(stored: StoredFile) -> dict[str, Signature]:
         outputs = {
             tensor.name.decode(): sources.get(tensor.tensorIndex) for tensor in definition.outputs
         }
-        found[definition.signatureKey.decode()] = Signature(inputs, steps, outputs)
+        found[definition.signatureKey.decode()] = SignatureGraph(inputs, steps, outputs)
     return found
 
 
@@ -113,7 +113,7 @@ def compared_options(operator: Operator) -> dict[str, object]:
     }
 
 
-def differences(received: Signature, expected: Signature) -> Iterator[str]:
+def differences(received: SignatureGraph, expected: SignatureGraph) -> Iterator[str]:
     """Yield messages about the differences between two signatures."""
     for name in expected.inputs:
         if name not in received.inputs:

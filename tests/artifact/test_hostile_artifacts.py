@@ -20,10 +20,10 @@ from support.made_up_artifacts import EMPTY, FILES, with_files
 
 from bart_export.artifact import artifact, bundle, drafts
 from bart_export.artifact.artifact import Artifact
-from bart_export.artifact.manifest import Source
+from bart_export.artifact.manifest import SourceEntry
 from bart_export.cli import inspect
 from bart_export.errors import ArtifactError, BartExportError
-from bart_export.export import manifest
+from bart_export.export import export_manifest
 from bart_export.report import report
 from bart_export.report.facts import reported_files
 from bart_export.runtime.engine_choice import choose_file, engine_for, files_for
@@ -198,7 +198,7 @@ def read_everything(directory, draft):
     for row in opened.manifest.verification:
         inspect.summary(opened, row)
     another = dataclasses.replace(opened.manifest, source=ANOTHER)
-    manifest.carry_over(draft, another, [])
+    export_manifest.carry_over(draft, another, [])
     report.render(another, reported_files(another), ())
     for one in reported_files(opened.manifest):
         _ = one.label, one.kind, one.megabytes, one.rouge_loss
@@ -220,7 +220,7 @@ def read_everything(directory, draft):
     choose_file(opened, "float32", None)
 
 
-ANOTHER = Source("another", None, "keras", "0")
+ANOTHER = SourceEntry("another", None, "keras", "0")
 
 
 @pytest.fixture

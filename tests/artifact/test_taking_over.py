@@ -10,16 +10,16 @@ from support.made_up_artifacts import EMPTY, FILES, with_files
 
 from bart_export.artifact import drafts
 from bart_export.artifact.artifact import Artifact
-from bart_export.artifact.manifest import Source
+from bart_export.artifact.manifest import SourceEntry
 from bart_export.errors import ArtifactError
-from bart_export.export import manifest
+from bart_export.export import export_manifest
 
-ANOTHER = Source("another", None, "keras", "0")
+ANOTHER = SourceEntry("another", None, "keras", "0")
 
 
 def keep_of(draft, made, written=()):
     described = dataclasses.replace(made.manifest, source=ANOTHER, files={})
-    return manifest.carry_over(draft, described, written)[0]
+    return export_manifest.carry_over(draft, described, written)[0]
 
 
 def write_golden(directory):

@@ -16,7 +16,7 @@ from support.hub_server import READER, WRITER, Hub
 from support.paths import GOLDEN
 
 from bart_export.artifact.figures import FileVerification, RougeLoss, TextFile
-from bart_export.artifact.manifest import Source
+from bart_export.artifact.manifest import SourceEntry
 from bart_export.cli.main import main
 from bart_export.report import card
 
@@ -188,7 +188,7 @@ MEASURED = FileVerification(
     ],
 )
 def test_the_card_names_what_the_manifest_knows(made, handle, base, language):
-    source = Source(handle, None, "keras", "0" * 64)
+    source = SourceEntry(handle, None, "keras", "0" * 64)
     preset = f"{handle}/3" if handle.startswith("kaggle://") else handle
     manifest = dataclasses.replace(
         made.manifest, preset=preset, source=source, verification=(MEASURED,)

@@ -178,13 +178,13 @@ def test_what_a_static_build_has_no_room_for_is_skipped(work, words):
 
 def test_configurations_take_turns(symmetric_artifact, monkeypatch, no_openings):
     turns = []
-    measure = benchmark.Work.measure
+    measure = benchmark.GenerationBenchmark.measure
 
     def noted(work):
         turns.append(work.row.num_beams)
         return measure(work)
 
-    monkeypatch.setattr(benchmark.Work, "measure", noted)
+    monkeypatch.setattr(benchmark.GenerationBenchmark, "measure", noted)
     report = bench(
         symmetric_artifact.directory, sources=(4,), new_tokens=2, num_beams=(1, 2), runs=2
     )

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from bart_export.bench import rows
-from bart_export.bench.comparison import Comparison
+from bart_export.bench.comparison import ReportComparison
 from bart_export.bench.rows import Report
 from bart_export.errors import InputError
 
@@ -38,7 +38,7 @@ def made_up(size=100, cold=0.5, private=None, speed=10.0, threads=2):
 
 def compare(here, there):
     """Return a comparison as a JSON object and as text."""
-    comparison = Comparison(Report.from_dict(here), Report.from_dict(there))
+    comparison = ReportComparison(Report.from_dict(here), Report.from_dict(there))
     console = Console(width=200)
     with console.capture() as text:
         console.print(comparison.tables())

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 
 from bart_export.bench import measurements
-from bart_export.bench.measurements import Measured, Timing
+from bart_export.bench.measurements import MeasurableFile, Timing
 from bart_export.config import GenerationConfig
 from bart_export.contract import StaticShapes
 from bart_export.runtime.engine_choice import open_engine
@@ -33,8 +33,8 @@ def files(symmetric_artifact, opened):
         return opening
 
     return {
-        "dynamic": Measured(None, opener("dynamic")),
-        "static": Measured(SHAPES, opener("static")),
+        "dynamic": MeasurableFile(None, opener("dynamic")),
+        "static": MeasurableFile(SHAPES, opener("static")),
     }
 
 

@@ -15,22 +15,22 @@ from bart_export.artifact.artifact import sha256
 from bart_export.artifact.manifest import FileEntry
 from bart_export.bench import measurements, serving, serving_bench, serving_overload
 from bart_export.bench.serving import (
-    Answer,
     Clients,
     RestClient,
-    Work,
+    ServerAnswer,
+    Workload,
     random_inputs,
     running,
     send_single,
 )
-from bart_export.bench.serving_bench import ThroughputRow
+from bart_export.bench.serving_bench import RequestsRow
 from bart_export.errors import ArtifactError, ConfigurationError, EngineError, pip_install
 from bart_export.export.options import TfliteOptions
 from bart_export.export.pipeline import export
 from bart_export.recipes.table import RECIPES
 
 ENGINES = ["tensorflow", "litert"]
-WORK = Work(source=6, new_tokens=5)
+WORKLOAD = Workload(source=6, new_tokens=5)
 OVERLOAD_SECONDS = 1.5
 
 
@@ -48,8 +48,8 @@ def artifact(saved_model_artifact, tmp_path_factory):
 def report(artifact):
     return serving_bench.serve_bench(
         artifact.directory,
-        source=WORK.source,
-        new_tokens=WORK.new_tokens,
+        source=WORKLOAD.source,
+        new_tokens=WORKLOAD.new_tokens,
         num_threads=1,
         queue_size=1,
         overload_seconds=OVERLOAD_SECONDS,
@@ -69,7 +69,7 @@ def server(artifact):
 
 @pytest.fixture(scope="module")
 def asked(artifact):
-    return random_inputs(artifact, WORK, 1, 3)
+    return random_inputs(artifact, WORKLOAD, 1, 3)
 
 
 @pytest.fixture
@@ -82,8 +82,11 @@ def test_the_report_is_json_and_has_every_configuration_once(report):
     content = report.to_dict()
     assert json.loads(json.dumps(content)) == content
     assert content["schema_version"] == 1
-    work, asked = dataclasses.asdict(WORK), {"workers": None, "num_threads": 1, "queue_size": 1}
-    assert content["settings"] == {"served": work, "batched": work, **asked, "runs": 2}
+    workload, asked = (
+        dataclasses.asdict(WORKLOAD),
+        {"workers": None, "num_threads": 1, "queue_size": 1},
+    )
+    assert content["settings"] == {"served": workload, "batched": workload, **asked, "runs": 2}
     assert [row["engine"] for row in content["engines"]] == ENGINES
     ways = [(row.engine, row.front) for row in report.overhead]
     assert ways == [(engine, front) for engine in ENGINES for front in ("rest", "grpc")]
@@ -108,14 +111,14 @@ def test_throughput_counts_answers_alone(report):
         assert row.p50_seconds <= row.p99_seconds
     for row in report.batches:
         tokens = row.tokens_per_second * row.seconds
-        assert tokens == pytest.approx(row.batch * WORK.new_tokens)
+        assert tokens == pytest.approx(row.batch * WORKLOAD.new_tokens)
         assert row.speedup == row.tokens_per_second / report.batches[0].tokens_per_second
 
 
 def test_engines_are_compared_where_they_search_alike(artifact):
     rates = {("litert", 1): 2.0, ("litert", 4): 6.0, ("tensorflow", 1): 4.0, ("tensorflow", 4): 3.0}
     rows = [
-        ThroughputRow(*key, rate, None, None, requests=1, answered=1, runs=())
+        RequestsRow(*key, rate, None, None, requests=1, answered=1, runs=())
         for key, rate in rates.items()
     ]
     assert serving_bench.ratios(artifact, rows) == {"1": 0.5, "4": 2.0}
@@ -169,7 +172,7 @@ def test_every_answer_has_its_tokens_and_front_does_not_matter(clients):
     _, over_rest = clients.send_all("rest", 1, 3)
     _, over_grpc = clients.send_all("grpc", 1, 3)
     assert [answer.question for answer in over_rest] == [0, 1, 2]
-    assert {answer.new_tokens for answer in over_rest + over_grpc} == {WORK.new_tokens}
+    assert {answer.new_tokens for answer in over_rest + over_grpc} == {WORKLOAD.new_tokens}
     assert [answer.token_ids for answer in over_rest] == [answer.token_ids for answer in over_grpc]
     assert len({answer.token_ids for answer in over_rest}) > 1
 
@@ -223,8 +226,8 @@ def test_a_server_that_fails_says_why(tmp_path):
 
 
 def test_wrong_answers_and_other_statuses_are_counted():
-    answers = [Answer(0, "200", 0.1, tokens, 5) for tokens in (b"a", b"a", b"b")]
-    answers += [Answer(0, status, 0.1) for status in ("503", "500", "500")]
+    answers = [ServerAnswer(0, "200", 0.1, tokens, 5) for tokens in (b"a", b"a", b"b")]
+    answers += [ServerAnswer(0, status, 0.1) for status in ("503", "500", "500")]
     assert serving_overload.counts(answers, {0: b"a"}) == {
         "requests": 6, "accepted": 3, "refused": 1, "other": {"500": 2}, "wrong": 1,
     }  # fmt: skip
@@ -239,7 +242,7 @@ def test_memory_is_held_flat_from_when_the_server_has_settled():
 @pytest.mark.parametrize(
     ("model", "new_tokens", "received"), [("none", 5, "404"), ("both", 4, "5 tokens")]
 )
-def test_an_answer_that_is_not_the_work_ends_the_measurement(
+def test_an_answer_that_is_not_the_workload_ends_the_measurement(
     server, asked, model, new_tokens, received
 ):
     words = f"Expected it over rest to generate {new_tokens} tokens .* received {received}"
@@ -247,14 +250,14 @@ def test_an_answer_that_is_not_the_work_ends_the_measurement(
         contextlib.closing(Clients(dataclasses.replace(server, model=model), asked)) as clients,
         pytest.raises(EngineError, match=words),
     ):
-        send_single("it", clients, "rest", Work(WORK.source, new_tokens))
+        send_single("it", clients, "rest", Workload(WORKLOAD.source, new_tokens))
 
 
 def test_what_is_asked_is_the_same_every_time(artifact):
-    first, second = (random_inputs(artifact, WORK, 2, 3) for _ in range(2))
+    first, second = (random_inputs(artifact, WORKLOAD, 2, 3) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         assert all(np.array_equal(one[name], other[name]) for name in one)
-        assert one["encoder_token_ids"].shape == (2, WORK.source)
+        assert one["encoder_token_ids"].shape == (2, WORKLOAD.source)
         assert one["max_length"].tolist() == one["min_length"].tolist() == [6, 6]
     assert not np.array_equal(first[0]["encoder_token_ids"], first[1]["encoder_token_ids"])
 

@@ -61,26 +61,26 @@ def test_rows_are_of_all_texts_generated_together(symmetric_artifact, no_process
 
 
 @pytest.fixture
-def work(symmetric_artifact):
+def benchmark(symmetric_artifact):
     row = throughput.ThroughputRow("float32", "dynamic", 1, 4, 3, NEW_TOKENS, 2)
     with throughput.forced_generator(symmetric_artifact, FLOAT32, 1, NEW_TOKENS) as generator:
-        yield throughput.Work(row, generator)
+        yield throughput.ThroughputBenchmark(row, generator)
 
 
-def test_a_run_has_what_the_scheduler_took_meanwhile(work):
-    work.measure()
-    scheduler = work.generator.scheduler
+def test_a_run_has_what_the_scheduler_took_meanwhile(benchmark):
+    benchmark.measure()
+    scheduler = benchmark.generator.scheduler
     names = ("encode_seconds", "decode_seconds", "search_seconds")
     before = [getattr(scheduler, name) for name in names]
-    *parts, total = work.measure()
+    *parts, total = benchmark.measure()
     for name, start, seconds in zip(names, before, parts, strict=True):
         assert seconds == getattr(scheduler, name) - start
         assert 0 < seconds < total
 
 
-def test_a_row_has_medians_of_runs_and_of_their_shares(work):
-    work.timings.extend(throughput.Timing(*run) for run in RUNS)
-    row = work.summary()
+def test_a_row_has_medians_of_runs_and_of_their_shares(benchmark):
+    benchmark.timings.extend(throughput.SchedulerTimes(*run) for run in RUNS)
+    row = benchmark.summary()
     assert row.runs == (8.0, 10.0, 20.0)
     assert (row.seconds_per_text, row.tokens_per_second) == (5.0, 1.0)
     assert (row.encode_share, row.decode_share, row.search_share) == (0.2, 0.4, 0.125)

@@ -19,7 +19,7 @@ from bart_export.artifact.artifact import Artifact, sha256
 from bart_export.artifact.figures import Golden
 from bart_export.contract import StaticShapes
 from bart_export.errors import ArtifactError
-from bart_export.export.manifest import SAME, carry_over
+from bart_export.export.export_manifest import SAME, carry_over
 from bart_export.export.options import TfliteOptions
 from bart_export.export.pipeline import export
 from bart_export.recipes.table import RECIPES, ROUNDING

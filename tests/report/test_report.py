@@ -54,7 +54,7 @@ def manifest(mini_artifact):
         return contextlib.nullcontext(open_engine(mini_artifact, name, num_threads=1))
 
     files = {
-        name: measurements.Measured(None, lambda name=name: opened(name))
+        name: measurements.MeasurableFile(None, lambda name=name: opened(name))
         for name in mini_artifact.files("tflite")
     }
     info = dataclasses.replace(ModelInfo.from_artifact(mini_artifact), encoder_sequence_length=32)

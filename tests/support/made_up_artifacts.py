@@ -7,7 +7,7 @@ import shutil
 
 from bart_export.artifact import artifact, drafts
 from bart_export.artifact.artifact import Artifact
-from bart_export.artifact.manifest import Manifest, Source, TfliteEntry, TokenizerFiles
+from bart_export.artifact.manifest import Manifest, SourceEntry, TfliteEntry, TokenizerFiles
 from bart_export.config import BartConfig, GenerationConfig
 
 CONFIG = BartConfig(vocabulary_size=8, num_layers=1, num_heads=1, hidden_dim=4, intermediate_dim=4)
@@ -34,7 +34,7 @@ def manifest(files, preset="made_up"):
     """Return a manifest with the entries of `files`."""
     return Manifest(
         preset=preset,
-        source=Source("made up", None, "keras", "0" * 64),
+        source=SourceEntry("made up", None, "keras", "0" * 64),
         config=CONFIG,
         generation=GenerationConfig(),
         encoder_sequence_length=16,

@@ -13,7 +13,7 @@ from bart_export.export.options import TfliteOptions
 from bart_export.export.pipeline import export
 from bart_export.recipes import table
 from bart_export.recipes.metrics import parse_bounds
-from bart_export.tune.budget_search import BudgetSearch, Measured, export_tolerance
+from bart_export.tune.budget_search import BudgetSearch, FileFigures, export_tolerance
 from bart_export.tune.precision_steps import PrecisionStep, apply_steps
 from bart_export.tune.tune import STORAGE_OPTIONS, tune
 from bart_export.verify.data import read_texts
@@ -129,7 +129,7 @@ def test_a_recipe_is_named_after_the_preset_and_the_budget():
 
 
 def test_the_tolerance_of_a_share_allows_for_an_exports_few_steps():
-    measured = Measured(1, "", 1000, {"relative": 0.05, "kl": 0.0015, "top1": 0.99})
+    measured = FileFigures(1, "", 1000, {"relative": 0.05, "kl": 0.0015, "top1": 0.99})
     tolerance = export_tolerance({"top1": 0.98, "kl": 0.002, "tokens": 0.8}, measured)
     # 0.98 - 4 sqrt(0.98 * 0.02 / 60)
     assert tolerance == {"relative": 0.15, "kl": 0.006, "top1": 0.9077}
@@ -148,7 +148,7 @@ def searched(budget, figures_of):
         wide = {layer for layer, storage in storages.items() if storage == "int8"}
         size = 1000 + sum(step.size for step in STEPS if step.layer in wide)
         layers = ((".*", "int4"), *((layer, "int8") for layer in sorted(wide)))
-        return search.tried.setdefault(layers, Measured(size, "", 1000, figures_of(wide)))
+        return search.tried.setdefault(layers, FileFigures(size, "", 1000, figures_of(wide)))
 
     search.measure = measure
     search.measure(apply_steps(START, STEPS))

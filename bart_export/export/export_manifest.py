@@ -19,7 +19,7 @@ from bart_export.artifact.manifest import (
     TFLITE,
     Manifest,
     SignatureEntry,
-    Source,
+    SourceEntry,
     TokenizerFiles,
     folded,
 )
@@ -73,7 +73,7 @@ def describe(resolved: ResolvedPreset, tokenizer: BartTokenizer) -> Manifest:
     }
     return Manifest(
         preset=resolved.preset if source.revision else source.handle,
-        source=Source(
+        source=SourceEntry(
             source.handle, source.revision, checkpoint.format, weights_digest(checkpoint)
         ),
         config=config,
