@@ -15,6 +15,7 @@ import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.delay
 import kotlinx.coroutines.flow.Flow
 import kotlinx.coroutines.flow.FlowCollector
+import kotlinx.coroutines.flow.catch
 import kotlinx.coroutines.flow.flow
 import kotlinx.coroutines.flow.flowOn
 import kotlinx.coroutines.sync.Mutex
@@ -47,7 +48,7 @@ public class ModelInstaller(private val target: File) {
      *
      * The flow is cold and may be cancelled at any time. A concurrent installation into the same
      * directory, even by another process, waits. Collecting throws an [ArtifactError] if the bundle
-     * is damaged or there is too little space.
+     * is damaged, there is too little space, or the directory cannot be written.
      */
     public fun install(source: BundleSource): Flow<InstallEvent> = flow {
         val text = readManifest(source)
@@ -70,6 +71,9 @@ public class ModelInstaller(private val target: File) {
             removeOthers(directory)
         }
         emit(InstallEvent.Installed(directory))
+    }.catch { error ->
+        if (error !is IOException) throw error
+        throw ArtifactError("$target cannot be written: ${error.message}.", error)
     }.flowOn(Dispatchers.IO)
 
     private fun readManifest(source: BundleSource): ByteArray = try {

@@ -137,8 +137,10 @@ internal class PartialFile(
 
 /** Deletes a file, a link or a directory tree, without following links. */
 internal fun File.remove() {
-    if (!Files.exists(toPath(), LinkOption.NOFOLLOW_LINKS)) return
-    Files.walk(toPath()).use { it.sorted(Comparator.reverseOrder()).forEach(Files::delete) }
+    if (Files.isDirectory(toPath(), LinkOption.NOFOLLOW_LINKS)) {
+        listFiles().orEmpty().forEach(File::remove)
+    }
+    Files.deleteIfExists(toPath())
 }
 
 private fun File.removeUnless(hasType: File.() -> Boolean) {

@@ -194,6 +194,14 @@ class ModelInstallerTest(@param:TempDir private val directory: File) {
     }
 
     @Test
+    fun `a target that cannot be written is named in one line`() {
+        val lock = File(target, ".lock").apply { mkdirs() }
+        val error = assertFailsWith<ArtifactError> { install(DirectorySource(bundle)) }
+        assertContains(assertNotNull(error.message), "$target cannot be written: $lock")
+        assertEquals(1, error.message?.lines()?.size)
+    }
+
+    @Test
     fun `a manifest without end is refused before it fills the memory`() {
         val endless = object : BundleSource {
             override fun open(name: String) = object : InputStream() {
