@@ -118,20 +118,20 @@ public data class GenerationConfig(
     @SerialName("forced_eos_token_id") val forcedEosTokenId: Int? = null,
 ) {
     init {
-        atLeast("max_length", maxLength, 2)
-        atLeast("min_length", minLength, 0)
-        atLeast("num_beams", numBeams, 1)
-        atLeast("num_return_sequences", numReturnSequences, 1)
-        atLeast("no_repeat_ngram_size", noRepeatNgramSize, 0)
-        atLeast("top_k", topK, 0)
-        atLeast("prompt_lookup_num_tokens", promptLookupNumTokens, 0)
+        within("max_length", maxLength, 2)
+        within("min_length", minLength, 0)
+        within("num_beams", numBeams, 1, MAX_BEAMS)
+        within("num_return_sequences", numReturnSequences, 1, MAX_BEAMS)
+        within("no_repeat_ngram_size", noRepeatNgramSize, 0)
+        within("top_k", topK, 0)
+        within("prompt_lookup_num_tokens", promptLookupNumTokens, 0, MAX_DRAFTED)
         seed?.let { require(it >= 0, "seed must be an integer of at least 0, received $it.") }
         require(
             eosTokenIds.isNotEmpty(),
             "eos_token_id must be a token id or a list of token ids, received [].",
         )
         for ((name, tokenId) in tokenIds()) {
-            atLeast(name, tokenId, 0)
+            within(name, tokenId, 0)
         }
         number("length_penalty", lengthPenalty, "a finite number") { true }
         number("repetition_penalty", repetitionPenalty, "a number above 0") { it > 0 }
@@ -154,7 +154,7 @@ public data class GenerationConfig(
     }
 
     /** Throws a [ConfigurationError] if a token id is not in the model's vocabulary. */
-    public fun checkTokenIds(vocabularySize: Int) {
+    internal fun checkTokenIds(vocabularySize: Int) {
         for ((name, tokenId) in tokenIds()) {
             require(
                 tokenId < vocabularySize,
@@ -201,7 +201,7 @@ public data class GenerationConfig(
 }
 
 /** Serializes `eos_token_id`: a number, or an array of several. */
-public object TokenIdsSerializer :
+internal object TokenIdsSerializer :
     JsonTransformingSerializer<List<Int>>(ListSerializer(Int.serializer())) {
     override fun transformDeserialize(element: JsonElement): JsonElement =
         element as? JsonArray ?: JsonArray(listOf(element))
@@ -211,7 +211,7 @@ public object TokenIdsSerializer :
 }
 
 /** Serializes `early_stopping`: a JSON boolean or "never". */
-public object EarlyStoppingSerializer : KSerializer<EarlyStopping> {
+internal object EarlyStoppingSerializer : KSerializer<EarlyStopping> {
     private val values = mapOf(
         JsonPrimitive(true) to EarlyStopping.TRUE,
         JsonPrimitive(false) to EarlyStopping.FALSE,
@@ -234,12 +234,17 @@ public object EarlyStoppingSerializer : KSerializer<EarlyStopping> {
     }
 }
 
+private const val MAX_BEAMS = 10_000
+private const val MAX_DRAFTED = 64
+
 private fun require(condition: Boolean, message: String) {
     if (!condition) throw ConfigurationError(message)
 }
 
-private fun atLeast(name: String, value: Int, lowest: Int) =
+private fun within(name: String, value: Int, lowest: Int, highest: Int = Int.MAX_VALUE) {
     require(value >= lowest, "$name must be an integer of at least $lowest, received $value.")
+    require(value <= highest, "$name must be at most $highest, received $value.")
+}
 
 private fun number(name: String, value: Double, accepted: String, accepts: (Double) -> Boolean) =
     require(value.isFinite() && accepts(value), "$name must be $accepted, received $value.")

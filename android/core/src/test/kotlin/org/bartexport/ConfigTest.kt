@@ -47,6 +47,12 @@ class ConfigTest {
                 "forced_bos_token_id must be an integer of at least 0, received -3.",
             { defaults.copy(promptLookupNumTokens = -1) } to
                 "prompt_lookup_num_tokens must be an integer of at least 0, received -1.",
+            { defaults.copy(promptLookupNumTokens = 65) } to
+                "prompt_lookup_num_tokens must be at most 64, received 65.",
+            { defaults.copy(numBeams = 10_001) } to
+                "num_beams must be at most 10000, received 10001.",
+            { defaults.copy(doSample = true, numReturnSequences = 10_001) } to
+                "num_return_sequences must be at most 10000, received 10001.",
             { defaults.copy(lengthPenalty = Double.NaN) } to
                 "length_penalty must be a finite number, received NaN.",
             { defaults.copy(repetitionPenalty = 0.0) } to
@@ -77,6 +83,7 @@ class ConfigTest {
         defaults.copy(maxLength = 2, minLength = 2, topK = 0, topP = 1.0, seed = Long.MAX_VALUE)
         defaults.copy(doSample = true, numReturnSequences = 5, lengthPenalty = -2.0)
         defaults.copy(eosTokenIds = listOf(0, 3))
+        defaults.copy(numBeams = 10_000, promptLookupNumTokens = 64)
         defaults.copy(numBeams = 5, numReturnSequences = 5, forcedEosTokenId = 0, seed = 0)
     }
 
