@@ -49,8 +49,8 @@ class CancellationTest {
             val generating = launch {
                 MINI.generator(engine).generate(row.text, SETTINGS.getValue(name), true).collect {
                     if (it is GenerationEvent.Text && it.tokens >= 2) {
-                        atCancellation = engine.steps.get()
                         cancel()
+                        atCancellation = engine.steps.get() // after it, so that no step is missed
                     }
                 }
             }

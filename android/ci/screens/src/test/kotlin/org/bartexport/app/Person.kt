@@ -165,4 +165,6 @@ private fun listenerOf(bar: SeekBar): SeekBar.OnSeekBarChangeListener? {
 private const val LIMIT = 160
 private const val PACKAGE_SHIFT = 24
 private val MOMENT = Duration.ofMillis(40)
-private val PATIENCE = Duration.ofSeconds(20)
+
+// Long enough for a busy machine.
+private val PATIENCE = Duration.ofMinutes(5)
