@@ -181,7 +181,7 @@ def drafting(preset: Path, target: Path) -> Path:
 def write_generations(directory: Path, bundle: Path) -> None:
     """Write generations.json, the settings by name, and generations.jsonl, a row for each text.
 
-    A row has `text`, `source_token_ids`, and the best sequence by name of the settings.
+    A row has `text`, `source_token_ids`, `truncated`, and for each settings the best sequence.
     """
     from bart_export.quiet import native_stderr_silenced
     from bart_export.runtime.generator import Generator
@@ -203,7 +203,12 @@ def write_generations(directory: Path, bundle: Path) -> None:
     )
     rows = []
     for number, text in enumerate(texts):
-        row = {"text": text, "source_token_ids": results["greedy"][number].source_token_ids}
+        first = results["greedy"][number]
+        row: dict[str, Any] = {
+            "text": text,
+            "source_token_ids": first.source_token_ids,
+            "truncated": first.truncated,
+        }
         for name, answers in results.items():
             best = answers[number]
             row[name] = {"token_ids": best.token_ids, "text": best.text, "score": best.score}

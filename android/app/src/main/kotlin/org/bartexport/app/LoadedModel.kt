@@ -17,7 +17,6 @@ import org.bartexport.quality.ReplayedCase
 import org.bartexport.quality.accepted
 import org.bartexport.quality.replay
 import org.bartexport.runtime.Generator
-import org.bartexport.text.BartTokenizer
 
 /**
  * An open model; [close] frees it.
@@ -28,8 +27,6 @@ import org.bartexport.text.BartTokenizer
  */
 class LoadedModel private constructor(
     private val artifact: Artifact,
-    private val tokenizer: BartTokenizer,
-    private val engine: CompiledModelEngine,
     private val dispatcher: CoroutineDispatcher,
     val generator: Generator,
     val facts: ModelFacts,
@@ -44,7 +41,7 @@ class LoadedModel private constructor(
     fun selfTest(): Flow<SelfTest> = flow {
         val cases = mutableListOf<ReplayedCase>()
         emit(SelfTest.Running(0, 0))
-        replay(artifact, facts.file, engine, tokenizer).collect { case ->
+        replay(artifact, facts.file, generator.engine, generator.tokenizer).collect { case ->
             cases += case
             emit(SelfTest.Running(case.number, case.of))
         }
@@ -80,7 +77,7 @@ class LoadedModel private constructor(
             val facts = facts(artifact, file, engine, seconds)
             val generator =
                 Generator(tokenizer, engine, artifact.generation, facts.sourceLength, dispatcher)
-            return LoadedModel(artifact, tokenizer, engine, dispatcher, generator, facts, options)
+            return LoadedModel(artifact, dispatcher, generator, facts, options)
         }
 
         private fun facts(

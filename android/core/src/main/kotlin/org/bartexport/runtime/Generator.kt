@@ -16,8 +16,10 @@ import kotlinx.coroutines.flow.flowOn
 import kotlinx.coroutines.flow.last
 import kotlinx.coroutines.sync.Mutex
 import kotlinx.coroutines.sync.withLock
+import kotlinx.serialization.json.JsonPrimitive
 import org.bartexport.EngineError
 import org.bartexport.GenerationConfig
+import org.bartexport.InputError
 import org.bartexport.text.BartTokenizer
 import org.bartexport.text.IncrementalDetokenizer
 
@@ -53,15 +55,25 @@ public data class GeneratedSequence(val text: String, val tokenIds: List<Int>, v
  *
  * @property sequences the `numReturnSequences` best sequences, best first
  * @property sourceTokenIds token ids of the source, including start and end
+ * @property truncated whether only the beginning of the source was used
  */
 public data class GenerationResult(
     val sequences: List<GeneratedSequence>,
     val sourceTokenIds: List<Int>,
     val timings: Timings,
+    val truncated: Boolean,
 ) {
     /** The best text. */
     val text: String
         get() = sequences.first().text
+
+    /** The token ids of the best text, including the start token. */
+    val tokenIds: List<Int>
+        get() = sequences.first().tokenIds
+
+    /** The score of the best text. */
+    val score: Double
+        get() = sequences.first().score
 }
 
 /** An event of a generation: [Encoded], then any number of [Text], then [Finished]. */
@@ -86,14 +98,15 @@ public sealed interface GenerationEvent {
 /**
  * Generates text with an exported BART, one text at a time: a second collector waits for the first.
  *
- * @param engine runs the model; closed together with the generator
+ * @property tokenizer converts text to ids and back
+ * @property engine runs the model; closed together with the generator
  * @property generation default settings
  * @property encoderSequenceLength maximum number of source tokens, including start and end
  * @param dispatcher runs the generation; a single thread makes the best use of CPU caches
  */
 public class Generator(
-    private val tokenizer: BartTokenizer,
-    private val engine: Seq2SeqEngine,
+    public val tokenizer: BartTokenizer,
+    public val engine: Seq2SeqEngine,
     public val generation: GenerationConfig,
     public val encoderSequenceLength: Int,
     private val dispatcher: CoroutineDispatcher,
@@ -111,12 +124,14 @@ public class Generator(
      *
      * Cancelling the collecting coroutine ends the generation before the engine's next step.
      *
-     * Collecting throws an [org.bartexport.InputError] if the text is too long or not valid
-     * Unicode, or the engine has no room for `maxLength` or `numBeams`; an
-     * [org.bartexport.ConfigurationError] if a token id of the settings is not in the vocabulary;
-     * and an [EngineError] if the engine fails or the generator is closed.
+     * Collecting throws an [InputError] if the text is blank, too long or not valid Unicode, or the
+     * engine has no room for `maxLength` or `numBeams`; an [org.bartexport.ConfigurationError] if a
+     * token id of the settings is not in the vocabulary; and an [EngineError] if the engine fails
+     * or the generator is closed.
      *
-     * @param truncate whether to truncate a source that is too long instead of failing
+     * @param truncate whether to truncate a source that is too long, and set `truncated` in the
+     *     result, instead of failing
+     * @param allowEmpty whether to accept a blank text, for which the model makes up a result
      * @param specialTokens whether `<mask>` and BART's other special tokens in the text become
      *     their ids. This would let an untrusted text end or pad a source
      */
@@ -124,11 +139,17 @@ public class Generator(
         text: String,
         generation: GenerationConfig = this.generation,
         truncate: Boolean = false,
+        allowEmpty: Boolean = false,
         specialTokens: Boolean = false,
     ): Flow<GenerationEvent> = flow {
         exclusively {
-            val ids = tokenizer.encode(text, encoderSequenceLength, truncate, specialTokens)
-            generate(ids, generation)
+            if (!allowEmpty) checkText(text)
+            val (ids, truncated) = if (truncate) {
+                tokenizer.encodeBeginning(text, encoderSequenceLength, specialTokens)
+            } else {
+                tokenizer.encode(text, encoderSequenceLength, false, specialTokens) to false
+            }
+            generate(ids, truncated, generation)
         }
     }.flowOn(dispatcher)
 
@@ -144,7 +165,12 @@ public class Generator(
         return finished.result.text
     }
 
-    /** Returns the number of source tokens of a text, including start and end. */
+    /**
+     * Returns the number of source tokens of a text, including start and end. It reads the whole
+     * text, so a long one should not be counted on the main thread.
+     *
+     * @throws InputError if the text is not valid Unicode
+     */
     public fun countTokens(text: String): Int = tokenizer.tokenize(text).size + 2
 
     /** Ends any running generation before its next step, then closes the engine. */
@@ -175,6 +201,7 @@ public class Generator(
 
     private suspend fun FlowCollector<GenerationEvent>.generate(
         tokenIds: IntArray,
+        truncated: Boolean,
         generation: GenerationConfig,
     ) {
         generation.checkTokenIds(engine.config.vocabularySize)
@@ -203,9 +230,8 @@ public class Generator(
             firstToken = seconds(began, progress.firstToken ?: decoded),
             tokens = sequences.first().tokenIds.size - 1,
         )
-        emit(
-            GenerationEvent.Finished(GenerationResult(sequences, tokenIds.toList(), timings)),
-        )
+        val result = GenerationResult(sequences, tokenIds.toList(), timings, truncated)
+        emit(GenerationEvent.Finished(result))
     }
 
     /** Emits the text of a search's settled tokens and returns its hypotheses. */
@@ -261,6 +287,15 @@ internal fun Seq2SeqEngine.cancellableStep(context: CoroutineContext): Step<Deco
         step(state, request)
     }
 
+private fun checkText(text: String) {
+    if (text.isNotBlank()) return
+    throw InputError(
+        "A text must not be blank, received ${JsonPrimitive(text.take(SHOWN))}. With " +
+            "allowEmpty = true the model makes up a text instead.",
+    )
+}
+
 private fun seconds(from: Long, until: Long) = (until - from) / NANOSECONDS
 
 private const val NANOSECONDS = 1e9
+private const val SHOWN = 20

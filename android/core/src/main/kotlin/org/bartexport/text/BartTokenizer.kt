@@ -165,20 +165,29 @@ public class BartTokenizer private constructor(
         truncate: Boolean = false,
         specialTokens: Boolean = false,
     ): IntArray {
-        if (maxLength < 2) {
-            throw InputError(
-                "maxLength must be at least 2, for the start and end tokens, received $maxLength.",
-            )
-        }
-        val room = maxLength - 2
-        if (!truncate && minTokens(text, specialTokens) > room) {
+        if (truncate) return encodeBeginning(text, maxLength, specialTokens).first
+        val room = roomWithin(maxLength)
+        if (minTokens(text, specialTokens) > room) {
             val size = utf8Size(text, 0, text.length)
             throw tooLong(maxLength, "$size bytes, which need more")
         }
-        val ids = firstIds(text, if (truncate) room else Int.MAX_VALUE, specialTokens)
+        val ids = tokenize(text, specialTokens)
         if (ids.size > room) throw tooLong(maxLength, "${ids.size + 2}")
-        return intArrayOf(startTokenId) + ids + endTokenId
+        return framed(ids)
     }
+
+    /** Returns the ids of [encode] with `truncate`, and whether the text was truncated. */
+    internal fun encodeBeginning(
+        text: String,
+        maxLength: Int,
+        specialTokens: Boolean,
+    ): Pair<IntArray, Boolean> {
+        val room = roomWithin(maxLength)
+        val ids = firstIds(text, room + 1, specialTokens)
+        return framed(ids.copyOf(minOf(ids.size, room))) to (ids.size > room)
+    }
+
+    private fun framed(ids: IntArray): IntArray = intArrayOf(startTokenId) + ids + endTokenId
 
     /** Returns a lower bound on a text's number of tokens, from the longest token's size. */
     private fun minTokens(text: String, specialTokens: Boolean): Long =
@@ -270,6 +279,16 @@ private fun tokenBytes(vocabulary: Map<String, Int>, added: Set<String>): Array<
         }
     }
     return all
+}
+
+/** Returns how many ids fit between the start and end tokens. */
+private fun roomWithin(maxLength: Int): Int {
+    if (maxLength < 2) {
+        throw InputError(
+            "maxLength must be at least 2, for the start and end tokens, received $maxLength.",
+        )
+    }
+    return maxLength - 2
 }
 
 private fun refuseLoneSurrogates(text: String) {

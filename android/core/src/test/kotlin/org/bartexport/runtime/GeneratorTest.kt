@@ -3,9 +3,10 @@ package org.bartexport.runtime
 import java.io.File
 import java.util.concurrent.CountDownLatch
 import java.util.concurrent.Executors
-import java.util.concurrent.TimeUnit
+import kotlin.test.assertContains
 import kotlin.test.assertEquals
 import kotlin.test.assertFailsWith
+import kotlin.test.assertFalse
 import kotlin.test.assertTrue
 import kotlinx.coroutines.CoroutineDispatcher
 import kotlinx.coroutines.Dispatchers
@@ -39,7 +40,7 @@ import org.junit.jupiter.api.TestFactory
 import org.junit.jupiter.api.Timeout
 import org.junit.jupiter.api.io.TempDir
 
-@Timeout(60)
+@Timeout(600) // against a deadlock
 class GeneratorTest {
     @TempDir
     lateinit var directory: File
@@ -98,6 +99,8 @@ class GeneratorTest {
             assertEquals(result.text, events.texts().joinToString("") { it.piece })
             assertEquals(one.numReturnSequences, result.sequences.size)
             assertEquals(result.sequences.sortedByDescending { it.score }, result.sequences)
+            val best = GeneratedSequence(result.text, result.tokenIds, result.score)
+            assertEquals(result.sequences.first(), best)
             for (sequence in result.sequences) {
                 val ids = sequence.tokenIds.toIntArray()
                 assertEquals(tokenizer.detokenize(ids).removePrefix(" "), sequence.text)
@@ -158,8 +161,19 @@ class GeneratorTest {
         val long = "a".repeat(99)
         assertEquals(101, generator().countTokens(long))
         assertEquals(100, generator().encoderSequenceLength)
-        val result = generator().generate(long, truncate = true).toList().result()
-        assertEquals("a".repeat(98), result.text)
+        for ((size, truncated) in listOf(98 to false, 99 to true, 9_999 to true)) {
+            val result = generator().generate("a".repeat(size), truncate = true).toList().result()
+            assertEquals("a".repeat(98), result.text)
+            assertEquals(truncated, result.truncated)
+        }
+        assertFalse(generator().generate("a").toList().result().truncated)
+    }
+
+    @Test
+    fun `a blank text is generated from only on request`() = runTest {
+        assertEquals("", generator().generate("", allowEmpty = true).toList().result().text)
+        val result = generator().generate("a<mask>", specialTokens = true).toList().result()
+        assertContains(result.sourceTokenIds, tokenizer.maskTokenId)
     }
 
     @Test
@@ -192,6 +206,7 @@ class GeneratorTest {
         InputError::class to listOf(
             Refusal("must have at most 100 tokens", "a".repeat(99)),
             Refusal("lone surrogate", "a\uD800"),
+            Refusal("must not be blank, received \" \\n\"", " \n"),
             Refusal("max_length must be at most 64", generation = GenerationConfig(maxLength = 65)),
         ),
         ConfigurationError::class to listOf(
@@ -227,11 +242,11 @@ class GeneratorTest {
         val engine = EchoEngine(SMALL) { number ->
             if (number == at) {
                 reached.countDown()
-                check(release.await(30, TimeUnit.SECONDS)) { "The gate was not opened." }
+                release.await()
             }
         }
 
-        fun awaitReached() = assertTrue(reached.await(30, TimeUnit.SECONDS))
+        fun awaitReached() = reached.await()
     }
 
     @Test

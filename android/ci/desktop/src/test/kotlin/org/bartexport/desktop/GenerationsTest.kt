@@ -34,6 +34,7 @@ class GenerationsTest {
         val best = result.sequences.single()
         val expected = row.answer(name)
         assertEquals(row.sourceTokenIds, result.sourceTokenIds, row.text)
+        assertEquals(row.truncated, result.truncated, row.text)
         assertEquals(integers(expected.getValue("token_ids")), best.tokenIds, row.text)
         assertEquals(expected.getValue("text").jsonPrimitive.content, best.text)
         assertEquals(expected.getValue("score").jsonPrimitive.double, best.score, 1e-3)

@@ -17,6 +17,7 @@ import kotlinx.serialization.json.JsonArray
 import kotlinx.serialization.json.JsonElement
 import kotlinx.serialization.json.JsonObject
 import kotlinx.serialization.json.JsonPrimitive
+import kotlinx.serialization.json.boolean
 import kotlinx.serialization.json.jsonObject
 import org.bartexport.Artifact
 import org.bartexport.GenerationConfig
@@ -72,6 +73,7 @@ internal fun generatorOf(directory: File): Generator =
 internal class Row(content: JsonObject) {
     val text: String = (content.getValue("text") as JsonPrimitive).content
     val sourceTokenIds: List<Int> = integers(content.getValue("source_token_ids"))
+    val truncated: Boolean = (content.getValue("truncated") as JsonPrimitive).boolean
     private val content = content.filterValues { it is JsonObject }
 
     /** Python's best sequence with the named settings. */
