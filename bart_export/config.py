@@ -1,4 +1,4 @@
-"""The architecture of a BART model and its generation settings, validated on creation.
+"""The architecture of a BART model and the settings of a generation, validated on creation.
 
 `BartConfig` uses KerasHub's names, and `GenerationConfig` uses Hugging Face's. Manifests store both
 as plain dictionaries.
@@ -6,8 +6,10 @@ as plain dictionaries.
 
 import dataclasses
 import math
+import numbers
+import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from bart_export.errors import ConfigurationError, did_you_mean, named, shown
 
@@ -55,6 +57,7 @@ class BartConfig:
             largest = MOST_LAYERS if name.endswith("num_layers") else LARGEST_SIZE
             require(is_whole(value) and value > 0, name, "a positive integer", value)
             require(value <= largest, name, f"at most {largest}", value)
+            object.__setattr__(self, name, int(value))
         for name in ("num_heads", "decoder_num_heads"):
             if self.hidden_dim % getattr(self, name):
                 raise ConfigurationError(
@@ -63,11 +66,11 @@ class BartConfig:
                 )
         fraction = is_number(self.dropout) and 0 <= self.dropout < 1
         require(fraction, "dropout", "in [0, 1)", self.dropout)
+        object.__setattr__(self, "dropout", plain(self.dropout))
         for name in ("scale_embedding", "final_logits_bias"):
-            value = getattr(self, name)
-            require(isinstance(value, bool), name, "true or false", value)
+            check_flag(name, getattr(self, name))
         activation, known = self.activation_function, ", ".join(ACTIVATION_FUNCTIONS)
-        accepted = activation in ACTIVATION_FUNCTIONS
+        accepted = isinstance(activation, str) and activation in ACTIVATION_FUNCTIONS
         require(accepted, "activation_function", f"one of {known}", activation)
 
     @property
@@ -181,14 +184,16 @@ class GenerationConfig:
                 require(enough, name, f"an integer of at least {lowest}", value)
                 highest = HIGHEST.get(name, LARGEST_SIZE)
                 require(number <= highest, name, f"at most {highest}", value)
+            object.__setattr__(self, name, tuple(map(int, value)) if several else int(value))
         first, *others = dict.fromkeys(self.end_token_ids)
         object.__setattr__(self, "eos_token_id", (first, *others) if others else first)
         for name, accepts, accepted in NUMBERS:
             value = getattr(self, name)
             require(is_number(value) and accepts(value), name, accepted, value)
-        require(isinstance(self.do_sample, bool), "do_sample", "true or false", self.do_sample)
+            object.__setattr__(self, name, plain(value))
+        check_flag("do_sample", self.do_sample)
         stopping = self.early_stopping
-        known = isinstance(stopping, bool) or stopping == "never"
+        known = isinstance(stopping, (bool, str)) and stopping in (True, False, "never")
         require(known, "early_stopping", 'true, false or "never"', stopping)
         if self.min_length > self.max_length:
             raise ConfigurationError(
@@ -225,9 +230,9 @@ class GenerationConfig:
         """
         changes = checked_fields(type(self), lengths_with_start(parameters))
         sampling = changes.get("do_sample", self.do_sample)  # sampling has no beams
-        for name, limit in LIMITED_BY[:1] if sampling else LIMITED_BY:
+        for name, limit in LIMITED_BY[:1] if sampling is True else LIMITED_BY:
             most = changes.get(limit)
-            if name not in changes and isinstance(most, int):
+            if name not in changes and is_whole(most):
                 changes[name] = min(getattr(self, name), most)
         changed = dataclasses.replace(self, **changes)
         idle = [name for name in SAMPLING if name in parameters and not changed.do_sample]
@@ -250,11 +255,25 @@ class GenerationConfig:
         return cls(**checked_fields(cls, values))
 
 
-def check_threads(name: str, count: int | None) -> None:
-    """Raise ConfigurationError for an invalid number of threads; None means the default."""
-    if count is not None:
-        accepted = is_whole(count) and 1 <= count <= MOST_THREADS
-        require(accepted, name, f"an integer from 1 to {MOST_THREADS}", count)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    """How source texts are read, as in `Generator.generate`; every option must be a bool."""
+
+    truncate: bool = False
+    allow_empty: bool = False
+    special_tokens: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            check_flag(name, value)
+
+
+TEXT_OPTIONS = tuple(field.name for field in dataclasses.fields(TextOptions))
+
+
+def check_threads(name: str, count: int | None) -> int | None:
+    """Return a number of threads, or raise ConfigurationError; None means the default."""
+    return None if count is None else whole(name, count, 1, MOST_THREADS)
 
 
 def check_token_ids(generation: GenerationConfig, vocabulary_size: int) -> None:
@@ -281,7 +300,7 @@ def lengths_with_start(parameters: Mapping[str, Any]) -> dict[str, Any]:
         lowest = max(LOWEST[name] - 1, 0)
         enough = is_whole(length) and length >= lowest
         require(enough, without_start, f"an integer of at least {lowest}", length)
-        changed[name] = length + 1
+        changed[name] = int(length) + 1
     return changed
 
 
@@ -291,14 +310,38 @@ def require(holds: bool, name: str, accepted: str, value: object) -> None:
         raise ConfigurationError(f"{name} must be {accepted}, received {shown(value)}.")
 
 
-def is_whole(value: object) -> bool:
-    """Return whether a value is an integer and not a bool."""
-    return isinstance(value, int) and not isinstance(value, bool)
+def check_flag(name: str, value: object) -> None:
+    """Raise ConfigurationError unless a value is a bool."""
+    require(isinstance(value, bool), name, "true or false", value)
+
+
+def check_path(name: str, value: object) -> str:
+    """Return a path or URL as a string, or raise ConfigurationError for another type."""
+    path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    require(isinstance(path, str), name, "a string or a path", value)
+    return str(path)
+
+
+def whole(name: str, value: Any, lowest: int, highest: int) -> int:
+    """Return an integer as an int, or raise ConfigurationError if it is out of range."""
+    accepted = is_whole(value) and lowest <= value <= highest
+    require(accepted, name, f"an integer from {lowest} to {highest}", value)
+    return int(value)
+
+
+def plain(number: Any) -> int | float:
+    """Return a number as an int or float: NumPy's scalars would change the precision of results."""
+    return int(number) if is_whole(number) else float(number)
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Return whether a value is an integer, such as NumPy's, and not a bool."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> bool:
     """Return whether a value is a finite number within a float's range."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return False
     try:
         return math.isfinite(value)
@@ -335,6 +378,8 @@ NUMBERS = (
 
 def checked_fields(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a dataclass's arguments; raise ConfigurationError for unknown or missing names."""
+    accepted = isinstance(values, Mapping) and all(isinstance(name, str) for name in values)
+    require(accepted, f"A {record.__name__}", "a mapping of names to values", values)
     fields = {field.name: field for field in dataclasses.fields(record)}
     for name in values:
         if name not in fields:

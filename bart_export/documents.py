@@ -36,7 +36,10 @@ FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 def open_regular(path: pathlib.Path) -> BinaryIO:
     """Open a file for reading, or raise OSError for a directory, a pipe or a device."""
-    descriptor = os.open(path, FLAGS)
+    try:
+        descriptor = os.open(path, FLAGS)
+    except ValueError:  # a null character or a lone surrogate
+        raise OSError(errno.EINVAL, "no file can have this name", str(path)) from None
     try:
         require_regular(path, os.fstat(descriptor))
     except OSError:

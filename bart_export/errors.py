@@ -27,7 +27,8 @@ def shown(value: object) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):  # not JSON, or an integer of 4,300 digits
-        text = f"a value of type {type(value).__name__}"
+        kind = type(value)  # NumPy has a bool, too
+        text = f"a value of type {kind.__module__}.{kind.__name__}".replace("builtins.", "")
     return printable(text, SHOWN)
 
 
@@ -89,8 +90,8 @@ def lookup(kind: str, name: object, rows: Mapping[str, Row], others: str = "") -
     if isinstance(name, str) and name in rows:
         return rows[name]
     raise ConfigurationError(
-        f"{kind} must be one of {', '.join(rows)}{others}, received {name!r}."
-        f"{did_you_mean(str(name), rows)}"
+        f"{kind} must be one of {', '.join(rows)}{others}, received {shown(name)}."
+        f"{did_you_mean(name, rows) if isinstance(name, str) else ''}"
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from bart_export.config import BartConfig, GenerationConfig
@@ -61,7 +62,9 @@ HUGE = 10**5000
 SIZES = {"vocabulary_size": 9, "num_layers": 1, "num_heads": 1, "hidden_dim": 8}
 
 
-WRONG = (HUGE, -HUGE, 10**400, float("nan"), float("inf"), "4", [], {}, b"2")
+WRONG = (
+    HUGE, -HUGE, 10**400, float("nan"), float("inf"), "4", [], {}, b"2", np.array([1, 2]), np.True_,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", GenerationConfig().to_dict())
@@ -78,6 +81,31 @@ def test_no_value_of_an_architecture_breaks_more_than_its_line(name):
         )
 
 
+@pytest.mark.parametrize("values", [None, 5, "ab", [1], [("max_length", 5)], {1: 2}])
+@pytest.mark.parametrize("config", [BartConfig, GenerationConfig])
+def test_a_configuration_is_made_from_a_mapping_of_names(config, values):
+    assert "must be a mapping of names to values, received" in refusal(
+        config.from_dict, values=values
+    )
+
+
+def test_the_scalars_of_numpy_become_pythons():
+    given = {"num_beams": np.int64(4), "eos_token_id": [np.uint8(2), 3], "seed": np.int32(7),
+             "length_penalty": np.float32(0.5), "top_p": np.float64(0.5)}  # fmt: skip
+    made = GenerationConfig(**given).to_dict()
+    assert {name: made[name] for name in given} == {
+        "num_beams": 4, "eos_token_id": [2, 3], "seed": 7, "length_penalty": 0.5, "top_p": 0.5,
+    }  # fmt: skip
+    changed = GenerationConfig(num_beams=4, num_return_sequences=4).replace(
+        max_new_tokens=np.uint8(255), num_beams=np.int64(2)
+    )
+    assert (changed.max_length, changed.num_return_sequences) == (256, 2)
+    architecture = {name: np.int64(size) for name, size in SIZES.items()}
+    sizes = BartConfig(**architecture, intermediate_dim=8, dropout=np.float32(0.5)).to_dict()
+    for value in (*made.values(), *changed.to_dict().values(), *sizes.values()):
+        assert type(value) in (int, float, bool, str, list, type(None))
+
+
 def test_values_are_shown_as_json_writes_them():
     assert [shown(value) for value in (True, None, {"a": "ü"}, 1e400)] == [
         "true", "null", '{"a": "ü"}', "Infinity",
@@ -85,6 +113,7 @@ def test_values_are_shown_as_json_writes_them():
     assert shown("\ud800\n") == '"\\ud800\\n"'
     assert shown("\x9b2J\u2028\u202e") == '"\\u009b2J\\u2028\\u202e"'
     assert shown(HUGE) == shown(object()).replace("object", "int") == "a value of type int"
+    assert shown(np.True_) == f"a value of type numpy.{type(np.True_).__name__}"
     assert len(shown("x" * 5000)) < 200
 
 

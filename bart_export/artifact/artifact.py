@@ -25,7 +25,7 @@ from bart_export.artifact.manifest import (
     StaticEntry,
     TfliteEntry,
 )
-from bart_export.config import BartConfig, GenerationConfig
+from bart_export.config import BartConfig, GenerationConfig, check_path, require
 from bart_export.contract import Bucket, dynamic_buckets, tflite_signatures
 from bart_export.errors import ArtifactError, ConfigurationError, NoArtifact, closest, shown
 from bart_export.locations import HUB, Location, is_remote, normalized
@@ -91,9 +91,11 @@ class Artifact:
         Raises:
             NoArtifact: if the manifest is missing.
             ArtifactError: if the manifest is invalid or cannot be fetched.
+            ConfigurationError: if an argument has another type, or the revision does not apply.
             MissingExtra: if the package that opens a URL is not installed.
         """
-        place = normalized(location)
+        require(revision is None or isinstance(revision, str), "revision", "a string", revision)
+        place = normalized(check_path("location", location))
         if revision is not None and not place.startswith(HUB):
             raise ConfigurationError(
                 f"revision applies to {HUB} locations, received {shown(revision)} for {place}."

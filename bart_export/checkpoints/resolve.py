@@ -14,7 +14,7 @@ from bart_export.checkpoints import files, hubs, hugging_face, keras_preset
 from bart_export.checkpoints import generation as generation_settings
 from bart_export.checkpoints.checkpoint import Checkpoint, without_padding
 from bart_export.checkpoints.generation import StatedSettings
-from bart_export.config import SAMPLING, GenerationConfig
+from bart_export.config import SAMPLING, GenerationConfig, check_path
 from bart_export.errors import CheckpointError, PresetError, TokenizerError, did_you_mean, shown
 from bart_export.locations import (
     HUGGING_FACE,
@@ -88,8 +88,10 @@ def find(preset: str) -> Source:
 
     Raises:
         PresetError: for an unknown name or a failed download.
+        ConfigurationError: if `preset` is neither a string nor a path.
         MissingExtra: if the hub's client is not installed.
     """
+    preset = check_path("preset", preset)
     known = PRESETS.get(preset)
     if known is not None and known.directory is not None:
         return Source(known.handle, None, known.directory, known.generation)

@@ -12,7 +12,7 @@ import click
 
 from bart_export import cli
 from bart_export.cli import Value
-from bart_export.config import MAX_BATCH_SIZE
+from bart_export.config import MAX_BATCH_SIZE, TEXT_OPTIONS
 from bart_export.errors import BartExportError
 from bart_export.locations import Location
 from bart_export.progress import plural, print_text, texts_bar
@@ -42,7 +42,6 @@ GENERATION_OPTIONS: tuple[tuple[str, Value, str], ...] = (
     ("prompt_lookup_num_tokens", int, "Greedy search drafts up to this many tokens; 0 for none."),
 )
 EARLY_STOPPING = {"true": True, "false": False, "never": "never"}
-FLAGS = ("truncate", "allow_empty", "special_tokens")  # parameters that are not generation settings
 
 
 def generation_option(name: str, kind: Value, text: str) -> cli.Decorator:
@@ -160,7 +159,7 @@ def generate(
         raise click.UsageError("--max-batch-size needs an --input.")
     source = input_file or (pathlib.Path(batch_files.STANDARD) if text is None else None)
     batch_files.check_output(output_file, source, overwrite or resume)
-    flags = {name: options.pop(name) for name in FLAGS}
+    flags = {name: options.pop(name) for name in TEXT_OPTIONS}
     parameters = {name: value for name, value in options.items() if value is not None}
     if "early_stopping" in parameters:
         parameters["early_stopping"] = EARLY_STOPPING[parameters["early_stopping"]]
@@ -296,7 +295,7 @@ def print_row(row: "Row") -> None:
         print_text(" ".join(sequence.get("generated_text", "").splitlines()))
 
 
-NAMES = "|".join([*(name for name, _, _ in GENERATION_OPTIONS), *FLAGS])
+NAMES = "|".join([*(name for name, _, _ in GENERATION_OPTIONS), *TEXT_OPTIONS])
 PARAMETER = re.compile(  # not a part of a path
     rf"(?<![\w/.-])({NAMES})(?![\w/-]|\.\w)"
     r"(?:=([\w+-]+(?:\.\w+)*))?"

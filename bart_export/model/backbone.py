@@ -16,8 +16,15 @@ from bart_export.checkpoints.keras_preset import KERAS_FIELDS
 from bart_export.checkpoints.keras_weights import import_h5py
 from bart_export.checkpoints.resolve import without_weights
 from bart_export.checkpoints.weights import Array, LazyWeights, require_names
-from bart_export.config import BartConfig
-from bart_export.errors import CheckpointError, ConfigurationError, TokenizerError
+from bart_export.config import (
+    BartConfig,
+    check_flag,
+    check_path,
+    is_number,
+    is_whole,
+    require,
+)
+from bart_export.errors import CheckpointError, ConfigurationError, TokenizerError, shown
 from bart_export.model.layers import weights_left_at_zero
 from bart_export.text.tokenizer import BartTokenizer
 
@@ -59,6 +66,7 @@ class Backbone(keras.Model):
             CheckpointError: if files are damaged, or the weights do not match the architecture.
             ConfigurationError: for an unknown argument, or one that does not fit the weights.
         """
+        check_flag("load_weights", load_weights)
         source = resolve.find(preset)
         checkpoint = resolve.read(source.directory, weights=load_weights, tokenizer=False)
         arguments = {
@@ -112,8 +120,11 @@ class Backbone(keras.Model):
 
         Raises:
             CheckpointError: if the directory has other contents or cannot be written.
+            ConfigurationError: if an argument has another type.
         """
-        directory = Path(preset_dir)
+        directory = Path(check_path("preset_dir", preset_dir))
+        accepted = max_shard_size is None or (is_number(max_shard_size) and max_shard_size >= 0)
+        require(accepted, "max_shard_size", "a number of gigabytes", max_shard_size)
         earlier = None
         if self.origin is None and (directory / "tokenizer.json").is_file():
             earlier = resolve.read(directory, weights=False)
@@ -188,15 +199,17 @@ class Backbone(keras.Model):
         names = target_layer_names
         if names is None:
             names = self.default_lora_layer_names()
+        listed = isinstance(names, (list, tuple, set)) and all(isinstance(n, str) for n in names)
+        require(listed, "target_layer_names", "a list of names", names)
         targets = [
             layer
             for layer in self._weighted_layers()
             if layer.name in names and hasattr(layer, "enable_lora")
         ]
-        if rank < 1 or not targets:
+        if not is_whole(rank) or rank < 1 or not targets:
             raise ConfigurationError(
                 "enable_lora needs a rank of at least 1 and names of layers that support LoRA, "
-                f"received rank={rank} and {', '.join(names)}."
+                f"received rank={shown(rank)} and {', '.join(names)}."
             )
         self.trainable = True
         for layer in self._flatten_layers(include_self=False):
@@ -219,14 +232,14 @@ class Backbone(keras.Model):
         Raises:
             ConfigurationError: if LoRA is not enabled, or the file name has a different suffix.
         """
-        changed = self.lora_layers()
-        if not changed or not str(filepath).endswith(LORA_SUFFIX):
+        changed, path = self.lora_layers(), check_path("filepath", filepath)
+        if not changed or not path.endswith(LORA_SUFFIX):
             raise ConfigurationError(
                 f"save_lora_weights needs a file name that ends in {LORA_SUFFIX} and a model with "
-                f"LoRA enabled, received {filepath} and {len(changed)} layers with LoRA."
+                f"LoRA enabled, received {path} and {len(changed)} layers with LoRA."
             )
         h5py = import_h5py()
-        with h5py.File(filepath, "w") as file:
+        with h5py.File(path, "w") as file:
             file["lora/vars/rank"] = changed[0].lora_rank
             for number, layer in enumerate(self._weighted_layers()):
                 if getattr(layer, "lora_enabled", False):
@@ -240,7 +253,7 @@ class Backbone(keras.Model):
             ConfigurationError: if the model's LoRA has a different rank or different layers.
             CheckpointError: if the file is not a LoRA weights file, or does not fit the model.
         """
-        path = Path(filepath)
+        path = Path(check_path("filepath", filepath))
         require_file(path)
         h5py = import_h5py()
         try:

@@ -9,8 +9,8 @@ import numpy as np
 from bart_export.checkpoints.files import JsonObject
 from bart_export.checkpoints.keras_preset import KERAS_FIELDS
 from bart_export.checkpoints.weight_names import FINAL_LOGITS_BIAS
-from bart_export.config import BartConfig
-from bart_export.errors import ConfigurationError, InputError
+from bart_export.config import BartConfig, check_flag, require
+from bart_export.errors import ConfigurationError, InputError, shown
 from bart_export.model.backbone import Backbone, constructor_arguments
 from bart_export.model.layers import (
     EPSILON,
@@ -85,6 +85,9 @@ class BartBackbone(Backbone):
                 **extensions,
             }
         )
+        accepted = name is None or (isinstance(name, str) and "/" not in name)
+        require(accepted, "name", "a string without a slash", name)
+        check_flag("trainable", trainable)
         self.config = config
         policy = dtype_policy(dtype)
         inputs = {
@@ -238,7 +241,7 @@ def dtype_policy(dtype: object) -> keras.DTypePolicy:
     except (ValueError, TypeError) as error:
         raise ConfigurationError(
             f"dtype must name a Keras dtype policy such as float32, bfloat16 or mixed_float16, "
-            f"received {dtype!r}."
+            f"received {shown(dtype)}."
         ) from error
 
 

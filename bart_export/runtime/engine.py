@@ -136,8 +136,7 @@ def default_threads(parameter_count: int) -> int:
 
 def thread_count(given: int | None) -> int:
     """Return the given number of threads or, if None, all cores; or raise ConfigurationError."""
-    check_threads("num_threads", given)
-    return given or available_cores()
+    return check_threads("num_threads", given) or available_cores()
 
 
 def available_cores() -> int:

@@ -17,12 +17,11 @@ from bart_export import __version__, contract
 from bart_export.artifact import stamps
 from bart_export.artifact.artifact import Artifact, check_readable_by_all
 from bart_export.artifact.manifest import TfliteEntry
-from bart_export.config import BartConfig
+from bart_export.config import BartConfig, require
 from bart_export.contract import Bucket
 from bart_export.edgetpu import parts
 from bart_export.errors import (
     ArtifactError,
-    ConfigurationError,
     EngineError,
     MissingExtra,
     lookup,
@@ -176,10 +175,11 @@ def choose_file(
 
     Raises:
         ArtifactError: if the artifact has no such file.
-        ConfigurationError: if `shapes` is invalid.
+        ConfigurationError: if `shapes` is invalid, or `recipe` is not a string.
     """
-    if shapes not in (None, *BUILDS):
-        raise ConfigurationError(f"shapes must be {' or '.join(BUILDS)}, received {shapes!r}.")
+    accepted = shapes is None or (isinstance(shapes, str) and shapes in BUILDS)
+    require(accepted, "shapes", " or ".join(BUILDS), shapes)
+    require(recipe is None or isinstance(recipe, str), "recipe", "the name of a recipe", recipe)
     files = files_for(artifact, engine)
     if not files:
         for_engine = f" for {engine}" if engine else ""

@@ -8,14 +8,26 @@ The artifact's settings are the defaults; a call's parameters override them.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Generator as PythonGenerator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast, overload
 
 import numpy as np
 
 from bart_export.artifact.artifact import Artifact
-from bart_export.config import MAX_BATCH_SIZE, BartConfig, GenerationConfig, check_token_ids
+from bart_export.config import (
+    LARGEST_SIZE,
+    MAX_BATCH_SIZE,
+    TEXT_OPTIONS,
+    BartConfig,
+    GenerationConfig,
+    TextOptions,
+    check_flag,
+    check_token_ids,
+    require,
+    whole,
+)
 from bart_export.errors import BartExportError, InputError, shown
 from bart_export.locations import Location
 from bart_export.runtime.engine import FileEngine
@@ -75,6 +87,9 @@ class Generator:
         max_batch_size: the maximum number of beams, over all texts, decoded together; a single text
             always fits.
         memory_budget: bytes for the decoder's inputs and outputs; a single text always fits.
+
+    Raises:
+        ConfigurationError: if an argument has another type or is out of range.
     """
 
     def __init__(
@@ -88,9 +103,18 @@ class Generator:
         max_batch_size: int = MAX_BATCH_SIZE,
         memory_budget: int = MEMORY_BUDGET,
     ) -> None:
+        for name, value, kind in (
+            ("tokenizer", tokenizer, BartTokenizer),
+            ("engine", engine, FileEngine),
+            ("generation", generation, GenerationConfig),
+            ("source", source, str),
+        ):
+            require(isinstance(value, kind), name, f"a {kind.__name__}", value)
         self.tokenizer = tokenizer
         self.generation = generation
-        self.encoder_sequence_length = encoder_sequence_length
+        self.encoder_sequence_length = whole(
+            "encoder_sequence_length", encoder_sequence_length, 2, LARGEST_SIZE
+        )
         self.source = source
         self.scheduler = Scheduler(engine, max_batch_size, memory_budget)
 
@@ -170,44 +194,20 @@ class Generator:
         self.scheduler.close()
 
     @overload
-    def generate(
-        self,
-        text: str,
-        *,
-        truncate: bool = ...,
-        allow_empty: bool = ...,
-        special_tokens: bool = ...,
-        **parameters: Any,
-    ) -> Result: ...
+    def generate(self, text: str, **parameters: Any) -> Result: ...
 
     @overload
-    def generate(
-        self,
-        text: Sequence[str],
-        *,
-        truncate: bool = ...,
-        allow_empty: bool = ...,
-        special_tokens: bool = ...,
-        **parameters: Any,
-    ) -> list[Result]: ...
+    def generate(self, text: Sequence[str], **parameters: Any) -> list[Result]: ...
 
-    def generate(
-        self,
-        text: str | Sequence[str],
-        *,
-        truncate: bool = False,
-        allow_empty: bool = False,
-        special_tokens: bool = False,
-        **parameters: Any,
-    ) -> Result | list[Result]:
+    def generate(self, text: str | Sequence[str], **parameters: Any) -> Result | list[Result]:
         """Generate from one or several texts.
 
         Args:
             text: a source text, or several, which are all checked first.
-            truncate: truncate a source that is too long, and set `truncated` in its result, instead
-                of raising InputError.
-            allow_empty: accept a blank text, for which the model makes up a result.
-            special_tokens: parse "<mask>" and BART's other special tokens in a text, like
+            truncate (bool): truncate a source that is too long, and set `truncated` in its result,
+                instead of raising InputError.
+            allow_empty (bool): accept a blank text, for which the model makes up a result.
+            special_tokens (bool): parse "<mask>" and BART's other special tokens in a text, like
                 `split_special_tokens=False` in transformers. Untrusted text can then end or pad a
                 source. A checkpoint's own added tokens are always parsed.
             **parameters: fields of `GenerationConfig`, and `max_new_tokens` and `min_new_tokens`,
@@ -218,22 +218,17 @@ class Generator:
             ConfigurationError: if a parameter does not exist or is out of range.
             EngineError: if the Generator was closed.
         """
-        several = isinstance(text, Iterable) and not isinstance(text, (str, bytes, Mapping))
-        texts = cast("list[str]", list(text) if several else [text])
-        generation = self.settings(**parameters)
-        flags = truncate, allow_empty, special_tokens
-        tasks = [self.task(each, generation, *flags) for each in texts]
-        results: list[Result] = list(self.run(tasks))
-        return results if several else results[0]
+        several = several_texts(text)
+        texts = [text] if several is None else list(several)
+        task_of = self.task_maker(parameters)
+        results: list[Result] = list(self.run([task_of(each) for each in texts]))
+        return results[0] if several is None else results
 
     def generate_iter(
         self,
         texts: Iterable[str],
         *,
         return_exceptions: bool = False,
-        truncate: bool = False,
-        allow_empty: bool = False,
-        special_tokens: bool = False,
         **parameters: Any,
     ) -> Iterator[Result | BartExportError]:
         """Yield the result of each text, in order; texts are read as needed.
@@ -243,19 +238,21 @@ class Generator:
         Args:
             texts: the source texts.
             return_exceptions: yield a text's error instead of raising it.
-            truncate, allow_empty, special_tokens, parameters: see `generate`.
+            **parameters: see `generate`.
 
         Raises:
             InputError: if a text is invalid; see `generate`.
         """
-        if isinstance(texts, str):
+        several = several_texts(texts)
+        if several is None:
             raise InputError(f"texts must be an iterable of texts, received {shown(texts)}.")
-        generation = self.settings(**parameters)
+        check_flag("return_exceptions", return_exceptions)
+        task_of = self.task_maker(parameters)
 
         def tasks() -> Iterator[Task | BartExportError]:
-            for text in texts:
+            for text in several:
                 try:
-                    yield self.task(text, generation, truncate, allow_empty, special_tokens)
+                    yield task_of(text)
                 except BartExportError as error:
                     yield error
 
@@ -285,23 +282,14 @@ class Generator:
         results: list[Result] = list(self.run([Task(row, generation) for row in checked]))
         return results if several else results[0]
 
-    def stream(
-        self,
-        text: str,
-        *,
-        truncate: bool = False,
-        allow_empty: bool = False,
-        special_tokens: bool = False,
-        **parameters: Any,
-    ) -> Stream:
+    def stream(self, text: str, **parameters: Any) -> Stream:
         """Generate from a text, and yield pieces of the result as soon as they are final.
 
         Joined, the pieces are the text that `generate` returns; the stream's `result` then has the
         scores. In beam search, a piece is certain once all beams agree on it. Closing the stream
         stops the generation. Parameters and errors are those of `generate`.
         """
-        generation = self.settings(**parameters)
-        task = self.task(text, generation, truncate, allow_empty, special_tokens)
+        task = self.task_maker(parameters)(text)
         task.streams = True
         detokenizer = IncrementalDetokenizer(self.tokenizer, keep_first_space=False)
         return Stream(self.scheduler, task, detokenizer, self.result)
@@ -336,28 +324,27 @@ class Generator:
         timings = Timings(task.encoded - task.admitted, task.ended - task.encoded, tokens)
         return Result(sequences, tuple(task.token_ids), timings, task.truncated)
 
-    def encode(self, text: str, truncate: bool, special_tokens: bool = False) -> list[int]:
+    def encode(self, text: str, truncate: bool) -> list[int]:
         """Return the source token ids of a text, including start and end tokens."""
-        return self.tokenizer.encode(
-            text, self.encoder_sequence_length, truncate=truncate, special_tokens=special_tokens
-        )
+        return self.tokenizer.encode(text, self.encoder_sequence_length, truncate=truncate)
 
-    def task(
-        self,
-        text: str,
-        generation: GenerationConfig,
-        truncate: bool,
-        allow_empty: bool,
-        special_tokens: bool,
-    ) -> Task:
+    def task_maker(self, parameters: Mapping[str, Any]) -> Callable[[Any], Task]:
+        """Return the function that makes a task of a text, or raises InputError."""
+        options = {name: parameters[name] for name in TEXT_OPTIONS if name in parameters}
+        settings = {name: value for name, value in parameters.items() if name not in options}
+        return functools.partial(self.task, self.settings(**settings), TextOptions(**options))
+
+    def task(self, generation: GenerationConfig, options: TextOptions, text: Any) -> Task:
         """Return the task for a text, or raise InputError."""
-        check_text(text, allow_empty)
-        if not truncate:
-            return Task(self.encode(text, False, special_tokens), generation)
-        token_ids, truncated = self.tokenizer.encode_beginning(
-            text, self.encoder_sequence_length, special_tokens=special_tokens
+        check_text(text, options.allow_empty)
+        longest, special_tokens = self.encoder_sequence_length, options.special_tokens
+        if not options.truncate:
+            ids = self.tokenizer.encode(text, longest, special_tokens=special_tokens)
+            return Task(ids, generation)
+        ids, truncated = self.tokenizer.encode_beginning(
+            text, longest, special_tokens=special_tokens
         )
-        return Task(token_ids, generation, truncated=truncated)
+        return Task(ids, generation, truncated=truncated)
 
 
 def call_settings(
@@ -370,7 +357,14 @@ def call_settings(
     return generation
 
 
-def check_text(text: str, allow_empty: bool) -> None:
+def several_texts(given: Any) -> Iterable[Any] | None:
+    """Return what may be several texts as an iterable, or None for anything else."""
+    given = given.tolist() if isinstance(given, np.ndarray) else given
+    several = isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping))
+    return given if several else None
+
+
+def check_text(text: object, allow_empty: bool) -> None:
     """Raise InputError if a text is not a str, or is blank and `allow_empty` is not set."""
     if not isinstance(text, str):
         raise InputError(f"A text must be a str, received {type(text).__name__}.")

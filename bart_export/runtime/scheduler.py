@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from bart_export.config import MAX_BATCH_SIZE, GenerationConfig, is_whole, require
+from bart_export.config import MAX_BATCH_SIZE, GenerationConfig, whole
 from bart_export.errors import BartExportError, EngineError, InputError
 from bart_export.runtime.batch import Batch, Slot
 from bart_export.runtime.engine import FileEngine
@@ -136,15 +136,10 @@ class Scheduler:
         max_batch_size: int = MAX_BATCH_SIZE,
         memory_budget: int = MEMORY_BUDGET,
     ) -> None:
-        for name, size, most in (
-            ("max_batch_size", max_batch_size, MAX_SOURCES),
-            ("memory_budget", memory_budget, MAX_MEMORY_BUDGET),
-        ):
-            accepted = is_whole(size) and 1 <= size <= most
-            require(accepted, name, f"an integer from 1 to {most}", size)
         self.engine = engine
-        self.max_batch_size = self.row_limit = max_batch_size
-        self.memory_budget = memory_budget
+        self.max_batch_size = whole("max_batch_size", max_batch_size, 1, MAX_SOURCES)
+        self.row_limit = self.max_batch_size
+        self.memory_budget = whole("memory_budget", memory_budget, 1, MAX_MEMORY_BUDGET)
         self.waiting: collections.deque[Task] = collections.deque()
         self.admitting: list[Task] = []  # about to be encoded
         self.running: dict[Task, Slot] = {}

@@ -209,7 +209,10 @@ def check_source(config: BartConfig, token_ids: Sequence[int]) -> IntArray:
         ids = np.asarray(token_ids if len(token_ids) else np.empty(0, np.int64))
     except (TypeError, ValueError):  # not a sequence, or lists of different lengths
         ids = np.empty(0)
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+    # NumPy makes integers of bools among integers.
+    listed = isinstance(token_ids, (list, tuple))
+    bools = listed and any(isinstance(each, (bool, np.bool_)) for each in token_ids)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or bools:
         raise InputError(f"A source must be a list of token ids, received {shown(token_ids)}.")
     if not 0 < ids.size <= config.max_sequence_length:
         raise InputError(

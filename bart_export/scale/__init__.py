@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bart_export.config import LARGEST_SIZE, GenerationConfig, require
+from bart_export.config import LARGEST_SIZE, TEXT_OPTIONS, GenerationConfig, check_flag, require
 from bart_export.errors import BartExportError, ConfigurationError, InputError, printable
 from bart_export.locations import is_remote, normalized, redacted_url
 from bart_export.runtime.generator import Generator
@@ -14,7 +14,6 @@ from bart_export.runtime.results import Result
 # Bytes; 3 sources of 256 tokens in bart_base's shape, which keep a worker's one thread nine tenths
 # as busy as 9 sources, in a third of the memory.
 MEMORY_BUDGET = 40 << 20
-FLAGS = ("truncate", "allow_empty", "special_tokens")  # of `Generator.generate`, besides settings
 LONGEST_REASON = 1000  # characters
 # The last line of a traceback. Ray's own errors are about the error of a worker before them.
 REASON = re.compile(r"^(?!ray\.)(?:(?:\w+\.)*[A-Z]\w*: )+(.+)", re.MULTILINE)
@@ -42,8 +41,8 @@ def check_parameters(parameters: Any) -> None:
     accepted = isinstance(parameters, Mapping) and all(isinstance(name, str) for name in parameters)
     require(accepted, "The parameters", "a mapping of names to values", parameters)
     for name, value in parameters.items():
-        if name in FLAGS:
-            require(isinstance(value, bool), name, "true or false", value)
+        if name in TEXT_OPTIONS:
+            check_flag(name, value)
             continue
         # The others' values are the artifact's, so each is checked with those that limit it least.
         limits = GenerationConfig(max_length=LARGEST_SIZE, do_sample=name != "num_beams")
@@ -58,7 +57,7 @@ def checked_settings(generator: Generator, parameters: Mapping[str, Any]) -> Gen
             build does not have its size.
     """
     check_parameters(parameters)
-    given = {name: value for name, value in parameters.items() if name not in FLAGS}
+    given = {name: value for name, value in parameters.items() if name not in TEXT_OPTIONS}
     sizing = generator.engine.sizing
     try:
         settings = generator.settings(**given)

@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from bart_export.config import is_whole, require
+from bart_export.config import check_path, is_whole, require
 from bart_export.errors import InputError, MissingExtra
 from bart_export.locations import redacted_url
 from bart_export.runtime.generator import Generator
@@ -80,7 +80,7 @@ class BartModelHandler(ModelHandler[Element, PredictionResult, Generator]):
             max_batch_size=batch_tokens,
             element_size_fn=estimated_tokens,
         )
-        self.location = os.fspath(location)
+        self.location = check_path("location", location)
         self.revision = revision
         self.recipe = recipe
         self.engine = engine
@@ -100,7 +100,8 @@ class BartModelHandler(ModelHandler[Element, PredictionResult, Generator]):
 
     def update_model_path(self, model_path: str | None = None) -> None:
         """Use another artifact from the next `load_model` on, for Beam's model refresh."""
-        self.location = model_path or self.location
+        if model_path is not None:
+            self.location = check_path("model_path", model_path) or self.location
 
     def validate_inference_args(self, inference_args: Mapping[str, Any] | None) -> None:
         """Refuse invalid parameters where the pipeline is constructed, before a worker has them.
@@ -108,7 +109,7 @@ class BartModelHandler(ModelHandler[Element, PredictionResult, Generator]):
         Raises:
             ConfigurationError: if one is unknown, or has a value that no artifact accepts.
         """
-        check_parameters(inference_args or {})
+        check_parameters({} if inference_args is None else inference_args)
 
     def run_inference(
         self,
@@ -123,7 +124,8 @@ class BartModelHandler(ModelHandler[Element, PredictionResult, Generator]):
             EngineError: if the engine fails.
         """
         texts = (text_of(element) for element in batch)
-        answers = results_or_refusals(model, texts, inference_args or {})
+        parameters = {} if inference_args is None else inference_args
+        answers = results_or_refusals(model, texts, parameters)
         results = [answer for answer in answers if isinstance(answer, Result)]
         tokens = sum(result.timings.tokens for result in results)
         Metrics.counter(METRICS, "generated_tokens").inc(tokens)

@@ -72,6 +72,7 @@ class BartGenerator:
         special_tokens: bool = False,
         **parameters: Any,
     ) -> None:
+        require(isinstance(column, str), "column", "the name of a column", column)
         opening: dict[str, Any] = {
             "revision": revision, "recipe": recipe, "engine": engine,
             "max_batch_size": max_batch_size, "memory_budget": memory_budget,

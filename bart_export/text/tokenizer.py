@@ -14,7 +14,8 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from bart_export.artifact.artifact import Artifact
-from bart_export.errors import InputError, TokenizerError
+from bart_export.config import check_flag, check_path, is_whole, require
+from bart_export.errors import InputError, TokenizerError, shown
 from bart_export.text.added_tokens import BART_TOKENS, AddedToken, Cutter, read_added_tokens
 from bart_export.text.vocabulary import (
     BYTE_SYMBOLS,
@@ -62,7 +63,12 @@ class BartTokenizer:
 
         Raises:
             TokenizerError: if the vocabulary lacks an added token, or a part or result of a merge.
+            ConfigurationError: if `add_prefix_space` is not a bool, or an added token is not one.
         """
+        check_flag("add_prefix_space", add_prefix_space)
+        added_tokens = list(added_tokens) if isinstance(added_tokens, Iterable) else [added_tokens]
+        for token in added_tokens:
+            require(isinstance(token, AddedToken), "An added token", "an AddedToken", token)
         check_merges("The merges", vocabulary, merges)
         self._ids = vocabulary
         self._tokens = sorted(vocabulary, key=vocabulary.__getitem__)
@@ -107,9 +113,10 @@ class BartTokenizer:
 
         Raises:
             TokenizerError: if a file is missing or damaged, or the two do not match.
+            ConfigurationError: if an argument has another type.
         """
-        vocabulary = read_vocabulary(Path(vocabulary_file))
-        merges = read_merges(Path(merges_file))
+        vocabulary = read_vocabulary(Path(check_path("vocabulary_file", vocabulary_file)))
+        merges = read_merges(Path(check_path("merges_file", merges_file)))
         try:
             return cls(vocabulary, merges, added_tokens, add_prefix_space=add_prefix_space)
         except TokenizerError as error:
@@ -118,6 +125,7 @@ class BartTokenizer:
     @classmethod
     def from_artifact(cls, artifact: Artifact) -> "BartTokenizer":
         """Create an artifact's tokenizer, or raise ArtifactError or TokenizerError."""
+        require(isinstance(artifact, Artifact), "artifact", "from Artifact.open", artifact)
         stored = artifact.manifest.tokenizer
         place = f"tokenizer.added_tokens in the manifest of {artifact.directory}"
         return cls.from_files(
@@ -144,18 +152,18 @@ class BartTokenizer:
 
     def token_to_id(self, token: str) -> int:
         """Return the id of a token, spelled as in the vocabulary ("Ġthe"), or raise InputError."""
-        if token not in self._ids:
+        if not isinstance(token, str) or token not in self._ids:
             raise InputError(
                 f"token must be one of the vocabulary's {self.vocabulary_size} tokens, received "
-                f"{token!r}. A space is spelled 'Ġ'."
+                f"{shown(token)}. A space is spelled 'Ġ'."
             )
         return self._ids[token]
 
     def id_to_token(self, id: int) -> str:
         """Return the token with an id, spelled as in the vocabulary, or raise InputError."""
-        if not 0 <= id < self.vocabulary_size:
+        if not (is_whole(id) and 0 <= id < self.vocabulary_size):
             raise InputError(
-                f"A token id must be from 0 to {self.vocabulary_size - 1}, received {id}."
+                f"A token id must be from 0 to {self.vocabulary_size - 1}, received {shown(id)}."
             )
         return self._tokens[id]
 
@@ -167,7 +175,9 @@ class BartTokenizer:
 
         Raises:
             InputError: if the text has a lone surrogate, which UTF-8 cannot encode.
+            ConfigurationError: if `special_tokens` is not a bool.
         """
+        check_flag("special_tokens", special_tokens)
         byte_length(text)
         ids: list[int] = []
         for piece in self._cutters[special_tokens].cut(text):
@@ -190,7 +200,10 @@ class BartTokenizer:
         Raises:
             InputError: if the text is too long and `truncate` is not set, if it has a lone
                 surrogate, or if `max_length` is below 2.
+            ConfigurationError: if `truncate` or `special_tokens` is not a bool.
         """
+        check_flag("truncate", truncate)
+        check_flag("special_tokens", special_tokens)
         if truncate:
             return self.encode_beginning(text, max_length, special_tokens=special_tokens)[0]
         size, room = byte_length(text), room_within(max_length)
@@ -263,10 +276,21 @@ class BartTokenizer:
             return token.encode("utf-8")
 
     def detokenize(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-        """Return the text for ids, with U+FFFD for bytes that are not valid UTF-8."""
+        """Return the text for ids, with U+FFFD for bytes that are not valid UTF-8.
+
+        Raises:
+            InputError: if an id is out of range, or `ids` is no iterable.
+            ConfigurationError: if `skip_special_tokens` is not a bool.
+        """
+        check_flag("skip_special_tokens", skip_special_tokens)
         skipped = self.special_token_ids if skip_special_tokens else ()
-        pieces = (self.token_bytes(id) for id in ids if id not in skipped)
-        return b"".join(pieces).decode("utf-8", errors="replace")
+        try:
+            given = list(ids)
+        except TypeError:
+            raise InputError(f"ids must be a list of token ids, received {shown(ids)}.") from None
+        pieces = [(id, self.token_bytes(id)) for id in given]
+        text = b"".join(piece for id, piece in pieces if id not in skipped)
+        return text.decode("utf-8", errors="replace")
 
 
 def byte_length(text: str) -> int:
@@ -285,11 +309,12 @@ def byte_length(text: str) -> int:
 
 def room_within(max_length: int) -> int:
     """Return `max_length` less the start and end tokens, or raise InputError if below 2."""
-    if max_length < 2:
+    if not is_whole(max_length) or max_length < 2:
         raise InputError(
-            f"max_length must be at least 2, for the start and end tokens, received {max_length}."
+            "max_length must be an integer of at least 2, for the start and end tokens, received "
+            f"{shown(max_length)}."
         )
-    return max_length - 2
+    return int(max_length) - 2
 
 
 def too_long(max_length: int, received: str) -> InputError:
@@ -327,9 +352,8 @@ class IncrementalDetokenizer:
         Raises:
             InputError: if the id is out of range; the sequence may continue without it.
         """
-        if id in self._skipped:
-            return ""
-        return self._shown(self._decoder.decode(self._tokenizer.token_bytes(id)))
+        piece = self._tokenizer.token_bytes(id)
+        return "" if id in self._skipped else self._shown(self._decoder.decode(piece))
 
     def finish(self) -> str:
         """Return U+FFFD for an incomplete last character, or "", and reset for a new sequence."""

@@ -237,7 +237,7 @@ def test_the_next_version_is_above_all_that_are_there(tmp_path, names, expected)
 
 
 def test_options_that_contradict_are_told():
-    with pytest.raises(ConfigurationError, match="float32, bfloat16, received 'int8'"):
+    with pytest.raises(ConfigurationError, match='float32, bfloat16, received "int8"'):
         SavedModelOptions(dtype="int8")
     with pytest.raises(ConfigurationError, match="num_return_sequences"):
         SavedModelOptions(num_return_sequences=3).settings(GenerationConfig(num_beams=2))

@@ -229,6 +229,9 @@ def test_dropout_applies_only_in_training(backbone):
         ({"activation_function": "swish"}, "activation_function must be one of"),
         ({"dtype": "float23"}, "dtype must name a Keras dtype policy"),
         ({"dtype": 7}, "dtype must name a Keras dtype policy"),
+        ({"name": 7}, "name must be a string without a slash"),
+        ({"name": "a/b"}, "name must be a string without a slash"),
+        ({"trainable": "yes"}, "trainable must be true or false"),
     ],
 )
 def test_invalid_configurations_are_rejected(changes, message):

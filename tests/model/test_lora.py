@@ -85,15 +85,28 @@ def test_embedding_lora_is_merged_too(tmp_path):
 
 def test_invalid_lora_is_rejected(mine, tmp_path):
     plain = models.BartBackbone(**SHAPE)
-    for rank, layers in ((0, None), (2, ["nowhere"]), (2, [])):
+    for rank, layers in ((0, None), ("2", None), (1.0, None), (True, None), (2, ["no"]), (2, [])):
         with pytest.raises(errors.ConfigurationError, match="enable_lora needs a rank"):
             plain.enable_lora(rank, layers)
+    for layers in ("query", 5, [None]):
+        with pytest.raises(errors.ConfigurationError, match="must be a list of names, received"):
+            plain.enable_lora(2, layers)
     assert plain.trainable_variables
     with pytest.raises(errors.ConfigurationError, match="LoRA enabled, received .* and 0 layers"):
         plain.save_lora_weights(tmp_path / "plain.lora.h5")
     with pytest.raises(errors.ConfigurationError, match=r"ends in \.lora\.h5"):
         mine.save_lora_weights(tmp_path / "mine.h5")
     mine.save_lora_weights(tmp_path / "mine.lora.h5")
+    for use in (mine.save_lora_weights, mine.load_lora_weights, mine.save_to_preset,
+                models.Backbone.from_preset):  # fmt: skip
+        with pytest.raises(
+            errors.ConfigurationError, match=r"must be a string or a path, received 5\."
+        ):
+            use(5)
+    with pytest.raises(errors.ConfigurationError, match="max_shard_size must be a number of giga"):
+        mine.save_to_preset(tmp_path / "saved", "yes")
+    with pytest.raises(errors.ConfigurationError, match="load_weights must be true or false"):
+        models.Backbone.from_preset("bart_mini_en", load_weights="no")
     plain.enable_lora(3)
     with pytest.raises(errors.ConfigurationError, match="has LoRA weights of rank 2 for"):
         plain.load_lora_weights(tmp_path / "mine.lora.h5")

@@ -183,7 +183,7 @@ def test_a_recipe_that_names_no_layer_or_changes_none_is_refused(recipe, words):
     ("bound", "words"),
     [
         ("top1", "NAME=VALUE"),
-        ("top9=1", r"metric must be one of .*received 'top9'\. Did you mean top1\?"),
+        ("top9=1", r"metric must be one of .*received \"top9\"\. Did you mean top1\?"),
         ("kl=x", "must be a number"),
         ("kl=nan", "must be a number"),
         ("top1=inf", "must be a number"),

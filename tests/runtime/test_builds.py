@@ -65,7 +65,7 @@ def test_what_is_not_there_is_answered_with_what_is(both, recipe, shapes, words)
 
 
 def test_a_build_that_does_not_exist_is_answered_with_those_that_do(both):
-    with pytest.raises(ConfigurationError, match=r"dynamic or static, received 'fixed'"):
+    with pytest.raises(ConfigurationError, match=r'dynamic or static, received "fixed"'):
         choose_file(both, None, None, "fixed")
 
 

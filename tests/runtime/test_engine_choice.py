@@ -82,7 +82,7 @@ def test_packages_that_are_not_installed_are_named_with_how_to_install_them():
 
 
 def test_an_engine_that_does_not_exist_is_answered_with_those_that_do():
-    with pytest.raises(ConfigurationError, match=r"'tflite'\. Did you mean tflite-runtime\?"):
+    with pytest.raises(ConfigurationError, match=r'"tflite"\. Did you mean tflite-runtime\?'):
         engine_for("tflite", FLOAT32, FILES, BOTH)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bart_export.errors import ConfigurationError, InputError
+from bart_export.config import TEXT_OPTIONS
+from bart_export.errors import BartExportError, ConfigurationError, InputError
 from bart_export.runtime.generator import Generator
 
 CASES = Path(__file__).parents[1] / "data/cases"
@@ -150,10 +151,58 @@ def test_parameters_out_of_range_are_refused(generator, parameters, error, words
         list(generator.stream(SHORT, **parameters))
 
 
+@pytest.mark.parametrize("value", ["yes", "", 1, 0.0, None, np.True_, np.array([1, 2])])
+def test_an_option_that_is_no_bool_is_refused(generator, value):
+    for name in TEXT_OPTIONS:
+        for use in (generator.generate, generator.stream, lambda it, **options:
+                    generator.generate_iter([it], **options)):  # fmt: skip
+            with pytest.raises(ConfigurationError, match=f"^{name} must be true or false, rec"):
+                use(SHORT, **{name: value})
+    with pytest.raises(ConfigurationError, match="^return_exceptions must be true or false, rec"):
+        generator.generate_iter([SHORT], return_exceptions=value)
+
+
+WRONG = (b"x", 1.5, True, -1, 10**5000, np.array([1, 2]), ["float32"])
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer", "engine", "generation", "encoder_sequence_length", "source",
+             "max_batch_size", "memory_budget"],
+)  # fmt: skip
+def test_a_generator_is_made_of_what_it_needs(generator, name):
+    parts = dict(tokenizer=generator.tokenizer, engine=generator.engine,
+                 generation=generator.generation, encoder_sequence_length=160)  # fmt: skip
+    for value in (*WRONG, None):
+        with pytest.raises(ConfigurationError, match=f"^{name} must be .*, received "):
+            Generator(**{**parts, name: value})
+
+
+@pytest.mark.parametrize("name", ["location", "revision", "recipe", "shapes", "engine"])
+def test_an_artifact_is_opened_with_names(mini_artifact, name):
+    for value in WRONG:
+        with pytest.raises(ConfigurationError, match=rf"{name}\b.* must be .*, received "):
+            Generator.from_artifact(**{"location": mini_artifact.directory, name: value})
+    with pytest.raises(BartExportError):
+        Generator.from_artifact(**{"location": mini_artifact.directory, name: "a\0b"})
+
+
+def test_the_scalars_of_numpy_are_numbers(generator):
+    settings = dict(num_beams=2, max_new_tokens=8, length_penalty=0.5, repetition_penalty=1.25)
+    scalars = {
+        name: np.float64(value) if isinstance(value, float) else np.uint8(value)
+        for name, value in settings.items()
+    }
+    found, expected = (generator.generate(SHORT, **each) for each in (scalars, settings))
+    assert found == dataclasses.replace(expected, timings=found.timings)
+    parts = generator.tokenizer, generator.engine, generator.generation, np.int64(160)
+    other = Generator(*parts, max_batch_size=np.uint8(4), memory_budget=np.int64(9))
+    assert type(other.scheduler.max_batch_size) is type(other.scheduler.memory_budget) is int
+
+
 @pytest.mark.parametrize(
     "token_ids",
     [[], [0, 8192, 2], [-1], [0] * 513, None, 5, "ab", [1.5], [[1], []], [[0, "a"]], [2**70],
-     np.array(5), np.ones(3)],
+     [0, True, 2], np.array(5), np.ones(3)],
 )  # fmt: skip
 def test_source_ids_the_model_cannot_take_are_refused(generator, token_ids):
     with pytest.raises(InputError):
@@ -172,7 +221,8 @@ def test_source_ids_may_be_an_array(generator, dtype):
     assert [each.token_ids for each in both] == [result.token_ids] * 2
 
 
-@pytest.mark.parametrize("text", [[b"bytes"], b"bytes", {"a": 1}, None, 5, 1.5, [None], [["a"]]])
+@pytest.mark.parametrize("text", [[b"bytes"], b"bytes", {"a": 1}, None, 5, 1.5, [None], [["a"]],
+                                  np.array(4), np.array([4])])  # fmt: skip
 def test_a_text_that_is_none_is_refused(generator, text):
     with pytest.raises(InputError, match="must be a str"):
         generator.generate(text)

@@ -322,10 +322,11 @@ def test_a_stream_that_is_first_read_after_the_end_is_an_error_each_time(mini_ar
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
-    thread.join(10)
+    thread.join(60)
     assert len(found) == 3
 
 
-def test_one_text_is_not_an_iterable_of_texts(generator):
-    with pytest.raises(InputError, match='texts must be an iterable of texts, received "short'):
-        generator.generate_iter("short text")
+@pytest.mark.parametrize("texts", ["short text", b"bytes", {"a": 1}, None, 5, np.array(4)])
+def test_one_text_is_not_an_iterable_of_texts(generator, texts):
+    with pytest.raises(InputError, match="texts must be an iterable of texts, received "):
+        generator.generate_iter(texts)

@@ -138,6 +138,7 @@ def test_a_size_that_a_static_build_does_not_have_is_not_about_a_text(generator,
         ({"texts": []}, "Unknown parameter"),
         ({1: 2}, "must be a mapping"),
         (["seed"], "must be a mapping"),
+        (0, "must be a mapping"),
         ({"special_tokens": None}, "special_tokens must be true or false, received null"),
         ({"truncate": "yes"}, "truncate must be true or false"),
         ({"num_beams": "4"}, "num_beams must be an integer"),
@@ -189,6 +190,9 @@ def test_batches_are_bounded_by_tokens(run, location):
     assert metrics["inference_request_batch_size"].count == 3
     with pytest.raises(ConfigurationError, match="batch_tokens must be an integer of at least"):
         BartModelHandler(location, batch_tokens=1023)
+    for use in (BartModelHandler, handler.update_model_path):
+        with pytest.raises(ConfigurationError, match="must be a string or a path, received 5"):
+            use(5)
 
 
 def test_a_handler_is_plain_values(location):

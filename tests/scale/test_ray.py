@@ -174,6 +174,8 @@ def test_what_no_batch_can_change_is_refused_at_once(location, tmp_path, monkeyp
         BartGenerator(location, max_length=1000)
     with pytest.raises(ConfigurationError, match="truncate must be true or false"):
         BartGenerator(location, truncate="yes")
+    with pytest.raises(ConfigurationError, match="column must be the name of a column"):
+        BartGenerator(location, column=5)
     with pytest.raises(ConfigurationError, match="revision applies to hf:// locations"):
         BartGenerator(location, revision="main")
     with pytest.raises(ArtifactError):

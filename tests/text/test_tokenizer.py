@@ -1,10 +1,11 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from support.paths import DATA
 
-from bart_export.errors import InputError, TokenizerError
+from bart_export.errors import ConfigurationError, InputError, TokenizerError
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.text.vocabulary import BYTE_SYMBOLS, SPECIAL_TOKENS, read_merges, read_vocabulary
 
@@ -77,12 +78,47 @@ SURROGATE = r"lone surrogate U\+D83D at position 3"
         (lambda it: it.tokenize(b"abc"), "must be a str, received a bytes"),
         (lambda it: it.detokenize([0, -1]), "0 to 50264, received -1"),
         (lambda it: it.detokenize([0, 50265]), "0 to 50264, received 50265"),
-        (lambda it: it.token_to_id(" world"), "received ' world'"),
+        (lambda it: it.token_to_id(" world"), 'received " world"'),
     ],
 )
 def test_what_has_no_ids_or_no_text_is_refused(tokenizer, ask, message):
     with pytest.raises(InputError, match=message):
         ask(tokenizer)
+
+
+NO_BOOLS, NO_IDS = ("yes", 1, None, np.True_), ("a", 1.0, True, None, [1])
+
+
+@pytest.mark.parametrize(
+    ("ask", "values", "message"),
+    [
+        (lambda it, value: it.encode("a", value), NO_IDS, "max_length must be an integer of"),
+        (lambda it, value: it.encode("a", truncate=value), NO_BOOLS, "truncate must be true"),
+        (lambda it, value: it.encode("a", truncate=True, special_tokens=value), NO_BOOLS,
+         "special_tokens must be true or false"),
+        (lambda it, value: it.tokenize("a", special_tokens=value), NO_BOOLS, "must be true or"),
+        (lambda it, value: it.detokenize([2, value]), NO_IDS, "A token id must be from 0 to 50264"),
+        (lambda it, value: it.detokenize(value), (None, 5, np.array(4)), "must be a list of token"),
+        (lambda it, value: it.detokenize([], skip_special_tokens=value), NO_BOOLS, "must be true"),
+        (lambda it, value: it.id_to_token(value), NO_IDS, "A token id must be from 0 to 50264"),
+        (lambda it, value: it.token_to_id(value), (5, None, ["a"]), "token must be one of the"),
+        (lambda it, value: it.from_artifact(value), ("a", None), "artifact must be from Artifact"),
+        (lambda it, value: it.from_files(value, MERGES_FILE), (5, None), "vocabulary_file must be"),
+        (lambda it, value: it.from_files(VOCABULARY_FILE, value), (b"a", []), "merges_file must"),
+        (lambda it, value: it.from_files(VOCABULARY_FILE, value), ("a\0", "\ud800"), "no file can"),
+        (lambda it, value: it.from_files(VOCABULARY_FILE, MERGES_FILE, value), (5, "ab", [None]),
+         "An added token must be an AddedToken"),
+    ],
+)  # fmt: skip
+def test_values_of_other_types_are_refused(tokenizer, ask, values, message):
+    for value in values:
+        with pytest.raises((ConfigurationError, InputError, TokenizerError), match=message):
+            ask(tokenizer, value)
+
+
+def test_ids_may_be_an_array(tokenizer):
+    ids = tokenizer.encode("Hello world", np.int64(9))
+    assert tokenizer.detokenize(np.array(ids)) == tokenizer.detokenize(ids) == "Hello world"
 
 
 def test_detokenize_skips_or_shows_special_tokens(tokenizer):
