@@ -34,12 +34,16 @@ class Task:
     """A source and its search.
 
     Attributes:
+        token_ids, generation: the source and its settings.
         streams: whether every new token makes the task ready, or only its end.
         truncated: whether `token_ids` are only the beginning of a text.
+        cancelled: set to stop the search before the next step.
         tokens: settled tokens that have not been read.
+        request: what the search has asked for.
+        settled, repeated: how many tokens the search has settled, and how many of them are to be
+            skipped, because an earlier start of the search had settled them.
         hypotheses: the result, or None before the end.
         error: the exception that ended the search, or None.
-        cancelled: set to stop the search before the next step.
         admitted, encoded, ended: `time.perf_counter()` times, or 0.
     """
 
@@ -47,16 +51,16 @@ class Task:
     generation: GenerationConfig
     streams: bool = False
     truncated: bool = False
+    cancelled: bool = False
     tokens: collections.deque[int] = dataclasses.field(default_factory=collections.deque)
+    request: Decode = dataclasses.field(init=False)
+    settled: int = 0
+    repeated: int = 0
     hypotheses: list[Hypothesis] | None = None
     error: Exception | None = None
-    cancelled: bool = False
     admitted: float = 0.0
     encoded: float = 0.0
     ended: float = 0.0
-    settled: int = 0
-    request: Decode = dataclasses.field(init=False)
-    repeated: int = 0  # settled tokens to skip, because a restarted search repeats them
 
     def __post_init__(self) -> None:
         if self.generation.do_sample and self.generation.seed is None:
@@ -86,7 +90,7 @@ class Task:
                     self.hypotheses = event.hypotheses
                     break
                 self.settle(event.token_ids)
-        except Exception as error:
+        except Exception as error:  # of any kind, raised where the task is read
             self.error = error
         self.search = iter(())  # frees its logits
         self.ended = time.perf_counter()
@@ -140,17 +144,19 @@ class Scheduler:
         self.max_batch_size = whole("max_batch_size", max_batch_size, 1, MAX_SOURCES)
         self.row_limit = self.max_batch_size
         self.memory_budget = whole("memory_budget", memory_budget, 1, MAX_MEMORY_BUDGET)
+        # Shared by all threads, and changed with the lock. Each method takes it where it needs it.
+        self.lock = threading.RLock()  # entered in C, so that Ctrl-C cannot leave it locked
+        self.changed = threading.Condition(self.lock)
         self.waiting: collections.deque[Task] = collections.deque()
+        self.closing = False
+        self.stepper: int | None = None  # the identifier of the thread that steps
+        # Of the thread that steps.
         self.admitting: list[Task] = []  # about to be encoded
         self.running: dict[Task, Slot] = {}
         self.batch: Batch | None = None
         self.encode_seconds = self.decode_seconds = self.search_seconds = 0.0
         self.finished = self.tokens = 0
         self.more_rows_at = 0  # the number of finished searches at which `row_limit` is doubled
-        self.lock = threading.RLock()  # entered in C, so that Ctrl-C cannot leave it locked
-        self.changed = threading.Condition(self.lock)
-        self.closing = False
-        self.stepper: int | None = None  # the identifier of the thread that steps
 
     def submit(self, task: Task) -> Task:
         """Add a task to those waiting."""
@@ -194,8 +200,7 @@ class Scheduler:
                 if steps:
                     with self.lock:
                         self.stepper = None
-                        if self.closing:
-                            self.end()
+                        self.end()
                         self.changed.notify_all()
 
     def step(self) -> bool:
@@ -211,7 +216,7 @@ class Scheduler:
         began = time.perf_counter()
         try:
             logits = self.batch.step({slot: task.request for task, slot in self.running.items()})
-        except Exception as error:
+        except Exception as error:  # engines may raise anything
             self.retry(tasks, error)
             return True
         decoded = time.perf_counter()
@@ -231,23 +236,23 @@ class Scheduler:
 
     def admit(self) -> None:
         """Encode the first waiting sources that fit alongside the running ones."""
-        with self.lock:
-            self.plan()
+        self.plan()
         if self.admitting:
             began = time.perf_counter()
             self.encode()
             self.encode_seconds += time.perf_counter() - began
 
     def plan(self) -> None:
-        """Move the first waiting tasks that fit to `admitting`; the caller holds the lock."""
-        while self.waiting:
-            task = self.waiting[0]
-            together = [*self.running, *self.admitting, task]
-            if not task.cancelled:
-                if task.rows != together[0].rows or len(together) > self.source_limit(together):
-                    return
-                self.admitting.append(task)
-            self.waiting.popleft()
+        """Move the first waiting tasks that fit to `admitting`."""
+        with self.lock:
+            while self.waiting:
+                task = self.waiting[0]
+                together = [*self.running, *self.admitting, task]
+                if not task.cancelled:
+                    if task.rows != together[0].rows or len(together) > self.source_limit(together):
+                        return
+                    self.admitting.append(task)
+                self.waiting.popleft()
 
     def source_limit(self, tasks: Sequence[Task]) -> int:
         """Return how many sources, including those of `tasks`, may be decoded together."""
@@ -279,7 +284,7 @@ class Scheduler:
                 task.fail(error)
                 self.admitting.pop(0)
                 continue
-            except Exception as error:
+            except Exception as error:  # engines may raise anything
                 self.retry([*self.running, *self.admitting], error)
                 return
             task.encoded = time.perf_counter()
@@ -334,17 +339,19 @@ class Scheduler:
             self.closing = True
             while self.stepper not in (None, threading.get_ident()):
                 self.changed.wait()
-            if self.stepper is None:
-                self.end()
+            self.end()
 
     def end(self) -> None:
-        """Fail the remaining tasks and release the model; the caller holds the lock."""
-        for task in (*self.running, *self.admitting, *self.waiting):
-            task.fail(EngineError(CLOSED))
-        self.running, self.admitting, self.batch = {}, [], None
-        self.waiting.clear()
-        self.changed.notify_all()
-        self.engine.close()
+        """Fail the remaining tasks and release the model, if it is closing and no thread steps."""
+        with self.lock:
+            if not self.closing or self.stepper is not None:
+                return
+            for task in (*self.running, *self.admitting, *self.waiting):
+                task.fail(EngineError(CLOSED))
+            self.running, self.admitting, self.batch = {}, [], None
+            self.waiting.clear()
+            self.changed.notify_all()
+            self.engine.close()
 
 
 def run_in_order(
