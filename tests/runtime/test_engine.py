@@ -167,9 +167,8 @@ def test_a_damaged_file_cannot_be_opened(tmp_path, roomy_config, roomy_file):
     path = tmp_path / "damaged.tflite"
     path.write_bytes(roomy_file.read_bytes()[:1000])
     words = "ai-edge-litert cannot open .*damaged.tflite: "
-    with pytest.raises(EngineError, match=words) as caught:
+    with pytest.raises(EngineError, match=words):
         open_interpreter(path, roomy_config, interpreter=LITERT)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(

@@ -221,9 +221,8 @@ def test_a_file_that_contradicts_itself_is_refused(mini_artifact, tmp_path, harm
     change(content, schema.Model.GetRootAs(content, 0))
     path = tmp_path / "harmed.tflite"
     path.write_bytes(content)
-    with pytest.raises(ArtifactError, match=words) as caught:
+    with pytest.raises(ArtifactError, match=words):
         check_graph(path, signatures(mini_artifact))
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("sizes", [(8, 32), (4, 128), (-1, -1), (0, 64), (2**20, 64)])
@@ -241,9 +240,8 @@ def test_a_computed_shape_that_does_not_fit_is_an_error_of_litert(mini_artifact,
     path.write_bytes(content)
     check_graph(path, signatures(mini_artifact))
     engine = open_compiled_model(path, config, num_threads=1)
-    with pytest.raises(EngineError, match="LiteRT cannot resize decode: ") as caught:
+    with pytest.raises(EngineError, match="LiteRT cannot resize decode: "):
         engine.start([0, 5, 2], 3, 9)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("backend", ["compiled", "interpreter"])
