@@ -12,8 +12,11 @@ import android.widget.EditText
 import android.widget.RadioButton
 import android.widget.SeekBar
 import android.widget.TextView
+import com.google.ai.edge.litert.BeforeRun
 import java.time.Duration
+import java.util.concurrent.CountDownLatch
 import java.util.concurrent.TimeoutException
+import java.util.concurrent.atomic.AtomicInteger
 import org.robolectric.Robolectric
 import org.robolectric.RuntimeEnvironment
 import org.robolectric.Shadows.shadowOf
@@ -84,14 +87,14 @@ class Person<T : Activity> private constructor(private val controller: ActivityC
         waitFor("the length") { read(R.id.token_count) == activity.describe(count) }
     }
 
-    /** Waits until [holds] returns true, polling every [pause], while the app runs. */
-    fun waitFor(what: String, pause: Duration = MOMENT, holds: () -> Boolean) {
+    /** Waits until [holds] returns true, while the app runs. */
+    fun waitFor(what: String, holds: () -> Boolean) {
         val end = System.nanoTime() + PATIENCE.toNanos()
         while (!holds()) {
             if (System.nanoTime() > end) {
                 throw TimeoutException("Timed out waiting for $what:\n" + visible())
             }
-            pass(pause)
+            pass()
         }
     }
 
@@ -142,6 +145,21 @@ class Person<T : Activity> private constructor(private val controller: ActivityC
     }
 }
 
+/** Pauses the model in the middle of its next generation, until it is closed. */
+class PausedModel : AutoCloseable {
+    private val left = AtomicInteger(RUNS)
+    private val over = CountDownLatch(1)
+
+    init {
+        BeforeRun.hook = Runnable { if (left.decrementAndGet() < 0) over.await() }
+    }
+
+    override fun close() {
+        BeforeRun.hook = null
+        over.countDown()
+    }
+}
+
 /** Returns the name of a view's id, or its class. */
 fun nameOf(view: View): String = if (view.id > 0 && view.id ushr PACKAGE_SHIFT != 0) {
     view.resources.getResourceEntryName(view.id)
@@ -164,6 +182,9 @@ private fun listenerOf(bar: SeekBar): SeekBar.OnSeekBarChangeListener? {
 // The maximum number of source tokens.
 private const val LIMIT = 160
 private const val PACKAGE_SHIFT = 24
+
+// One to encode, the others for tokens.
+private const val RUNS = 25
 private val MOMENT = Duration.ofMillis(40)
 
 // Long enough for a busy machine.

@@ -69,15 +69,12 @@ class ScreensTest {
             val person = Person.opens<MainActivity>()
             person.type(example.text)
             person.waitForLength()
-            person.see<View>(R.id.action).performClick()
-            val often = Duration.ofMillis(1)
-            person.waitFor("some words", often) {
-                // A busy machine may only see the end, which gives a poorer picture but no failure.
-                person.read(R.id.status) != person.text(R.string.stopped) &&
-                    person.read(R.id.output).length > SOME
+            PausedModel().use {
+                person.tap(R.id.action)
+                person.waitFor("some words") { person.read(R.id.output).length > SOME }
+                person.draw("writing-$name")
+                person.tap(R.id.action)
             }
-            person.draw("writing-$name")
-            person.tap(R.id.action)
             person.waitFor("the stop") { !person.see<View>(R.id.action).isActivated }
             person.leave()
         }

@@ -53,6 +53,7 @@ class CompiledModel private constructor(
         signature: String? = null,
     ) {
         assertNotDestroyed()
+        BeforeRun.hook?.run()
         val named = signatures[signature]
         val from = named[Side.INPUT].addresses(inputs)
         val to = named[Side.OUTPUT].addresses(outputs)
@@ -140,6 +141,13 @@ class CompiledModel private constructor(
             succeeded(LiteRt.addOpaqueOptions(compilation, opaque), what)
         }
     }
+}
+
+/** Lets a test pause models in the middle of a generation; LiteRT has no such hook. */
+object BeforeRun {
+    /** Called before each run of any model, on its thread; null for none. */
+    @Volatile
+    var hook: Runnable? = null
 }
 
 /** Formats CPU options as libLiteRt.so expects them: TOML, without keys for null. */
