@@ -15,7 +15,7 @@ import kotlinx.serialization.json.JsonObject
 import kotlinx.serialization.json.decodeFromJsonElement
 
 /** The newest version of the contract that this library reads. */
-public const val CONTRACT_VERSION: Int = 2
+internal const val CONTRACT_VERSION: Int = 2
 
 /** The signatures of a dynamic build; also the values of [Bucket.signature]. */
 public object SignatureName {
@@ -135,7 +135,7 @@ public data class Bucket(
  *
  * @throws ConfigurationError if the signatures are not those of a static build
  */
-public fun readBuckets(signatures: JsonObject): List<Bucket> {
+internal fun readBuckets(signatures: JsonObject): List<Bucket> {
     val entries = signatures.mapValues { (name, described) ->
         try {
             MANIFEST_JSON.decodeFromJsonElement<BucketEntry>(described)

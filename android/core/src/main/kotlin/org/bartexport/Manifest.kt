@@ -110,10 +110,10 @@ public data class StaticShapes(
 public const val MANIFEST_NAME: String = "manifest.json"
 
 /** Maximum size of a manifest, in bytes; real manifests are smaller than 1 % of this. */
-public const val MAX_MANIFEST_BYTES: Int = 16 shl 20
+internal const val MAX_MANIFEST_BYTES: Int = 16 shl 20
 
 /** The artifact format that this library reads. */
-public const val FORMAT_VERSION: Int = 1
+internal const val FORMAT_VERSION: Int = 1
 
 /** A manifest with its `config` and `generation`. */
 internal class ReadManifest(

@@ -16,22 +16,22 @@ import kotlinx.serialization.json.JsonPrimitive
 import org.bartexport.TokenizerError
 
 /** The first token of every source. */
-public const val START: String = "<s>"
+internal const val START: String = "<s>"
 
 /** The padding token. */
-public const val PAD: String = "<pad>"
+internal const val PAD: String = "<pad>"
 
 /** The last token of a sequence. */
-public const val END: String = "</s>"
+internal const val END: String = "</s>"
 
 /** The unknown token, which byte-level BPE never produces. */
-public const val UNKNOWN: String = "<unk>"
+internal const val UNKNOWN: String = "<unk>"
 
 /** The placeholder for missing words, as in BART's pre-training. */
-public const val MASK: String = "<mask>"
+internal const val MASK: String = "<mask>"
 
 /** BART's special tokens. */
-public val SPECIAL_TOKENS: List<String> = listOf(START, PAD, END, UNKNOWN, MASK)
+internal val SPECIAL_TOKENS: List<String> = listOf(START, PAD, END, UNKNOWN, MASK)
 
 /**
  * The printable character for each byte in the vocabulary and merges.
@@ -39,7 +39,7 @@ public val SPECIAL_TOKENS: List<String> = listOf(START, PAD, END, UNKNOWN, MASK)
  * GPT-2's mapping (https://github.com/openai/gpt-2/blob/master/src/encoder.py): bytes printable in
  * Latin-1 stand for themselves, and the other 68 map to U+0100 and above.
  */
-public val BYTE_SYMBOLS: List<String> = byteSymbols()
+internal val BYTE_SYMBOLS: List<String> = byteSymbols()
 
 private fun byteSymbols(): List<String> {
     var others = '\u0100'
@@ -55,7 +55,7 @@ private fun byteSymbols(): List<String> {
  * @throws TokenizerError if the file is missing, is not a JSON object with the ids 0 to n-1, or
  *   lacks a special token or byte symbol
  */
-public fun readVocabulary(file: File): Map<String, Int> {
+internal fun readVocabulary(file: File): Map<String, Int> {
     val json = try {
         Json.parseToJsonElement(read(file))
     } catch (error: SerializationException) {
@@ -133,7 +133,7 @@ private fun require(file: File, vocabulary: Map<String, Int>, tokens: List<Strin
  *
  * @throws TokenizerError if the file is missing, or a line is not two symbols separated by a space
  */
-public fun readMerges(file: File): List<Pair<String, String>> {
+internal fun readMerges(file: File): List<Pair<String, String>> {
     // Universal newlines, as in Python.
     val text = read(file).replace("\r\n", "\n").replace('\r', '\n')
     val lines = text.trimEnd('\n').split('\n')
