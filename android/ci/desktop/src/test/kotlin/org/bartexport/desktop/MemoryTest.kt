@@ -39,7 +39,7 @@ class MemoryTest {
     }
 
     @Test
-    @Timeout(60)
+    @Timeout(600) // against waiting without end
     fun `a generator that is cancelled while it opens is closed`(@TempDir directory: File) {
         MINI.copyTo(directory)
         fun isMapped() = directory.path in File("/proc/self/maps").readText()
