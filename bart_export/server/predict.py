@@ -19,6 +19,7 @@ from bart_export.server.status import Code, StatusError, invalid
 
 DEFAULT_SIGNATURE = "serving_default"
 TEXT, GENERATED = "text", "generated_text"
+TOKENIZER_SIGNATURES = ("tokenize", "detokenize")  # these do not run the model
 NO_EXAMPLES = (
     "Classify, Regress and MultiInference are not supported: no signature of a BART model takes "
     "tf.Examples. Use Predict."
@@ -143,15 +144,27 @@ async def run(lease: Lease, call: Call) -> Tensors:
     """Run a signature and return its outputs; see `result_of`.
 
     Blank texts get no generated text, because the model would make one up.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT for a call of an artifact's model without rows.
     """
     signature, reader = lease.servable.signature_defs[call.signature], lease.servable.reader
     blank: list[int] = []
+    if reader is not None and call.signature not in TOKENIZER_SIGNATURES:
+        check_has_rows(call.inputs)
     if reader is not None and generates_from_texts(call, signature):
         texts = call.inputs[TEXT]
         size = sum(map(len, texts))
         blank = await run_off_loop(size, lambda: reader.blank_rows(texts, call.limits))
     outputs = await result_of(lease.keep(lease.servable.submit(call)), call.limits)
     return blank_out(outputs, blank) if blank else outputs
+
+
+def check_has_rows(inputs: Tensors) -> None:
+    """Raise StatusError for an input without rows; TensorFlow's message would be about a matrix."""
+    for name, array in inputs.items():
+        if array.shape[:1] == (0,):
+            raise invalid(f"Expected {name} to have at least one row, received none")
 
 
 def generates_from_texts(call: Call, signature: Message) -> bool:
@@ -162,7 +175,6 @@ def generates_from_texts(call: Call, signature: Message) -> bool:
         and GENERATED in signature.outputs
         and text.dtype.kind == "O"
         and text.ndim == 1
-        and text.size > 0
     )
 
 

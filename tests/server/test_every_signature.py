@@ -315,6 +315,23 @@ def test_settings_may_be_left_out_over_grpc(served, model, signature):
     assert "Missing named input: " in refused.json()["error"]
 
 
+@pytest.mark.parametrize(("model", "signature"), ASKED)
+def test_a_model_needs_a_row_and_a_tokenizer_none(served, model, signature):
+    inputs = {name: value[:0] for name, value in served.inputs[signature].items()}
+    if signature in ("tokenize", "detokenize"):
+        answer = over_grpc(served, model, signature, inputs)
+        assert {len(value) for value in answer.values()} == {0}
+        return
+    with pytest.raises(grpc.RpcError, match="to have at least one row, received none") as caught:
+        over_grpc(served, model, signature, inputs)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    body = {"signature_name": signature, "inputs": {name: [] for name in inputs}}
+    url = f"http://127.0.0.1:{served.rest_api_port}/v1/models/{model}:predict"
+    refused = requests.post(url, json=body, timeout=60)
+    assert refused.status_code == 400
+    assert "to have at least one row, received none" in refused.json()["error"]
+
+
 def test_tensors_are_the_golden_ones(served):
     forward = np.load(CHECKPOINT / "forward.npz")
     source, target = forward["encoder_token_ids"], forward["decoder_token_ids"]
