@@ -164,7 +164,7 @@ class Task:
                 return
             try:
                 self.end(join([part.future.result() for part in parts]))
-            except Exception as error:
+            except Exception as error:  # of any part, or of joining them
                 self.end(error)
 
         for part in parts:
@@ -339,5 +339,5 @@ class BatchScheduler:
             if error.code == Code.INVALID_ARGUMENT and len(tasks) > 1:  # find the invalid one
                 return [self._run_batch(signature, outputs, [task])[0] for task in tasks]
             return [StatusError(error.code, error.message) for _ in tasks]
-        except Exception as error:
+        except Exception as error:  # engines may raise anything; the thread must go on
             return [error for _ in tasks]

@@ -274,7 +274,7 @@ class GrpcServer:
                 context.set_trailing_metadata(tuple(limits.remarks.headers().items()))
                 serialized: bytes = response.SerializeToString()
                 return serialized
-            except Exception as error:
+            except Exception as error:  # gRPC would answer UNKNOWN, without the reason
                 failure = status_of_error(error)
             details = failure.message
             if len(details) > DETAILS_LENGTH:

@@ -76,7 +76,7 @@ class Metrics:
         try:
             with self.timed(self.request_latency, model_name, api, entrypoint):
                 yield
-        except Exception as error:
+        except Exception as error:  # each has a code to be counted by
             status = status_of_error(error)
             code = status.code
             raise status from error

@@ -38,7 +38,7 @@ def opener(options: ServeOptions, metrics: Metrics) -> OpenVersion:
         try:
             if warms_up and (path / WARMUP_REQUESTS).is_file():
                 run_warmup(servable, path, deadline)
-        except BaseException:
+        except BaseException:  # nobody else would close it
             servable.close()
             raise
         return servable

@@ -106,7 +106,7 @@ class Service:
             except (asyncio.CancelledError, ClientDisconnect):
                 # The client has disconnected, or the server is stopping.
                 return error_answer(StatusError(Code.UNAVAILABLE, "The server is stopping"))
-            except Exception as error:
+            except Exception as error:  # the reason is the answer, whatever it is
                 return error_answer(error)
 
         return answer

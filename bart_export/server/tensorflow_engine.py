@@ -123,7 +123,7 @@ def open_saved_model(directory: pathlib.Path, options: ServeOptions) -> "SavedMo
         if parameters and set(meta_graph.signature_def) >= EXPORTED:
             parameters = split_beyond(parameters, options.max_request_rows)
         return SavedModelServable(session, meta_graph, options, parameters)
-    except Exception as error:
+    except Exception as error:  # TensorFlow and Protobuf raise any for a damaged file
         session.close()
         if isinstance(error, StatusError):
             raise

@@ -89,7 +89,7 @@ class WorkerPool:
             for more in (1, count - 1):
                 self.workers += [WorkerProcess(opening, self) for _ in range(more)]
                 self.longest = min(each.opened.result() for each in self.workers)
-        except BaseException:
+        except BaseException:  # nobody else would end the processes
             self.close()
             raise
 
