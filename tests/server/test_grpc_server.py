@@ -3,7 +3,6 @@
 import json
 import socket
 import subprocess
-import time
 
 import grpc
 import pytest
@@ -51,21 +50,21 @@ def unary(served, path):
 )
 def test_health_says_that_every_service_serves(served, service):
     health = health_pb2_grpc.HealthStub(served.channel)
-    answer = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+    answer = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=30)
     assert answer.status == SERVING
 
 
 def test_watchers_of_health_are_told_when_the_server_ends(tmp_path):
-    with front(tmp_path) as served:
+    with front(tmp_path, drain_seconds=60) as served:
         health = health_pb2_grpc.HealthStub(served.channel)
-        statuses = health.Watch(health_pb2.HealthCheckRequest(service=""), timeout=20)
+        statuses = health.Watch(health_pb2.HealthCheckRequest(service=""), timeout=30)
         assert next(statuses).status == SERVING
-        began = time.monotonic()
         served.end()
         assert next(statuses).status == NOT_SERVING
-        with pytest.raises(grpc.RpcError):
+        with pytest.raises(grpc.RpcError) as caught:
             next(statuses)
-        assert time.monotonic() - began < 4
+        # A watcher is not waited for, as a call would be.
+        assert caught.value.code() != grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def test_a_client_learns_services_and_messages_by_reflection(served):
@@ -99,7 +98,7 @@ def test_a_client_learns_services_and_messages_by_reflection(served):
 def test_what_is_not_served_is_unimplemented(served, path):
     request = session_service_pb2.SessionRunRequest().SerializeToString()
     with pytest.raises(grpc.RpcError) as caught:
-        unary(served, path)(request, timeout=5)
+        unary(served, path)(request, timeout=30)
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
@@ -118,7 +117,7 @@ def test_bytes_that_are_no_message_are_an_invalid_argument(
     served, service, method, request_type, data, caplog
 ):
     with pytest.raises(grpc.RpcError) as caught:
-        list(served.channel.stream_stream(f"/{service}/{method}")(iter([data]), timeout=5))
+        list(served.channel.stream_stream(f"/{service}/{method}")(iter([data]), timeout=30))
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert (
         f"Expected a serialized {request_type}, received {len(data)} invalid bytes"
@@ -132,7 +131,7 @@ def test_a_request_beyond_the_limit_is_refused(served, compression):
     request = bytes(200_000)
     with pytest.raises(grpc.RpcError) as caught:
         unary(served, "/tensorflow.serving.PredictionService/Predict")(
-            request, timeout=5, compression=compression
+            request, timeout=30, compression=compression
         )
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "larger than max" in caught.value.details()
@@ -152,29 +151,28 @@ def test_long_details_are_cut(served, length):
 
 
 def test_a_deadline_of_the_client_ends_the_call_and_its_work(served):
-    arithmetic, before = served.servables["m", 2], time.monotonic()
+    arithmetic = served.servables["m", 2]
     stopped = arithmetic.stopped
-    code, _ = refused(served, "Predict", spec("wait") + tensor("seconds", [30.0]), timeout=0.3)
+    code, _ = refused(served, "Predict", spec("wait") + tensor("seconds", [100.0]), timeout=1)
     assert code == "DEADLINE_EXCEEDED"
-    assert time.monotonic() - before < 10
     wait_until(lambda: arithmetic.stopped == stopped + 1)
 
 
 def test_a_call_without_deadline_has_that_of_the_server(tmp_path):
     with front(tmp_path, request_seconds=0.3) as served:
-        wait = spec("wait") + tensor("seconds", [30.0])
+        wait = spec("wait") + tensor("seconds", [100.0])
         told = refused(served, "Predict", wait, timeout=None)
         assert told == ("DEADLINE_EXCEEDED", "Timed out waiting for notification")
         wait_until(lambda: served.servables["m", 2].stopped == 1)
         # A client that brings a deadline may wait for longer.
         short = spec("wait") + tensor("seconds", [0.6])
-        assert call(served, "Predict", short, timeout=10).outputs
+        assert call(served, "Predict", short).outputs
 
 
 def test_a_client_that_goes_away_stops_the_work(served):
     arithmetic = served.servables["m", 2]
     stopped = arithmetic.stopped
-    request = request_of("Predict", spec("wait") + tensor("seconds", [30.0]))
+    request = request_of("Predict", spec("wait") + tensor("seconds", [100.0]))
     future = served.prediction.Predict.future(request)
     wait_until(lambda: arithmetic.running == 1)
     future.cancel()
@@ -254,7 +252,7 @@ def test_tls_proves_the_server_and_on_demand_its_clients(tmp_path, authority, cl
         with channel:
             stub = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
             with pytest.raises(grpc.RpcError) as caught:
-                stub(b"", timeout=5)
+                stub(b"", timeout=30)
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
@@ -310,14 +308,16 @@ def test_a_connection_that_becomes_no_http2_is_ended(tmp_path, monkeypatch, sent
         socket.create_connection(("localhost", served.port)) as connection,
     ):
         connection.sendall(sent)
-        assert ended(connection, 10)
+        assert ended(connection, 60)
 
 
-def test_there_are_no_more_connections_than_allowed(tmp_path):
+def test_there_are_no_more_connections_than_allowed(tmp_path, monkeypatch):
+    bounds = {**dict(grpc_server.BOUNDS), "grpc.server_handshake_timeout_ms": 100_000}
+    monkeypatch.setattr(grpc_server, "BOUNDS", tuple(bounds.items()))
     with front(tmp_path, max_connections=3) as served:
         assert call(served, "Predict", spec() + X).outputs
         others = [socket.create_connection(("localhost", served.port)) for _ in range(5)]
-        assert sum(ended(other, 0.5) for other in others) == 3
+        wait_until(lambda: sum(ended(other, 0.01) for other in others) == 3)
         assert call(served, "Predict", spec() + X).outputs
         for other in others:
             other.close()

@@ -1,13 +1,13 @@
 """Both services with the official stubs: what they answer and what they refuse."""
 
-import time
+import threading
 
 import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
 from support.arithmetic import SIGNATURES
-from support.grpc_front import call, front, refused, spec, tensor
+from support.grpc_front import call, front, refused, request_of, spec, tensor
 from support.served_directories import wait_until
 from tensorflow_serving.apis import get_model_metadata_pb2
 
@@ -97,14 +97,19 @@ def test_the_status_lists_versions_the_highest_first(served, choice, versions):
     assert states == [(version, AVAILABLE) for version in versions]
 
 
-def reload(served, *lines, **settings):
-    """Ask for other models to be served; each line is a name, its base path and what else."""
+def reload_request(*lines):
+    """Return the request to serve other models: names, their base paths and what else."""
     config = "".join(
         f'config {{ name: "{name}" base_path: "{path}" model_platform: "tensorflow" {rest} }}'
         for name, path, rest in lines
     )
     text = f"config {{ model_config_list {{ {config} }} }}"
-    return call(served, "HandleReloadConfigRequest", text, **settings)
+    return request_of("HandleReloadConfigRequest", text)
+
+
+def reload(served, *lines):
+    """Ask for other models to be served; see `reload_request`."""
+    return served.models.HandleReloadConfigRequest(reload_request(*lines), timeout=30)
 
 
 ALL = "model_version_policy { all {} }"
@@ -134,9 +139,12 @@ def test_a_reload_is_refused_unless_it_is_allowed(tmp_path):
 
 
 def test_a_reload_goes_on_when_its_client_has_gone(tmp_path):
-    with front(tmp_path, load_seconds=0.3) as served:
-        with pytest.raises(grpc.RpcError):
-            reload(served, ("n", tmp_path, ""), timeout=0.1)
+    loading = threading.Event()
+    with front(tmp_path, loading=loading) as served:
+        asked = served.models.HandleReloadConfigRequest.future(reload_request(("n", tmp_path, "")))
+        wait_until(lambda: "n" in served.store.served)
+        asked.cancel()
+        loading.set()
         wait_until(lambda: list(served.store.served) == ["n"])
         x = tensor("x", [1.0])
         wait_until(lambda: call(served, "GetModelStatus", spec(name="n")).model_version_status)
@@ -145,14 +153,17 @@ def test_a_reload_goes_on_when_its_client_has_gone(tmp_path):
 
 
 def test_reloads_that_take_long_do_not_hold_up_large_requests(tmp_path):
-    with front(tmp_path, load_seconds=3) as served:
-        for _ in range(20):
-            with pytest.raises(grpc.RpcError):
-                reload(served, ("m", tmp_path, ALL), ("n", tmp_path, ""), timeout=0.02)
-        began = time.monotonic()
+    loading = threading.Event()
+    with front(tmp_path, loading=loading) as served:
+        request = reload_request(("m", tmp_path, ALL), ("n", tmp_path, ""))
+        asked = [served.models.HandleReloadConfigRequest.future(request) for _ in range(20)]
+        wait_until(lambda: "n" in served.store.served)
         large = {"x": tf.make_tensor_proto(np.zeros((1, 100_000), np.float32))}
         assert call(served, "Predict", spec(), inputs=large).outputs
-        assert time.monotonic() - began < 1.5
+        assert not any(each.done() for each in asked)
+        loading.set()
+        for each in asked:
+            each.result(60)
 
 
 def test_calls_are_counted_and_timed(tmp_path):

@@ -202,6 +202,7 @@ def test_versions_appear_under_load(numbered, base_path):
             appear(numbered[2], base_path, 2)
             running.wait_for("m", 2)
             known[2] = time.monotonic()
+            wait_for_answers(2)
             wait_until(lambda: running.logged("unloaded version 1") == 1)
             for _ in copy_slowly(numbered[3], base_path / "3"):
                 time.sleep(4 * POLL_SECONDS)
@@ -215,8 +216,8 @@ def test_versions_appear_under_load(numbered, base_path):
         for each in answers:
             given = [answer.outputs["x"] for answer in each]
             assert given == [number % 1000 for number in range(len(given))]
-        wait_until(lambda: running.logged("unloaded version 2") == 1)
-        assert running.states("m") == {1: "END", 2: "END", 3: "AVAILABLE"}
+        ended = {1: "END", 2: "END", 3: "AVAILABLE"}
+        wait_until(lambda: running.states("m") == ended)
     assert running.logged("ERROR") == running.logged("m: version 3 cannot be loaded")
 
 

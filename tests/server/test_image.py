@@ -79,7 +79,7 @@ def test_its_commands_serve_the_artifact_and_tell_whether_it_answers(environment
 
         def code(**changed):
             environ = environment | changed
-            return subprocess.run(words, env=environ, capture_output=True, timeout=20).returncode
+            return subprocess.run(words, env=environ, capture_output=True, timeout=60).returncode
 
         assert code() == 0
         assert code(MODEL_NAME="other") != 0

@@ -180,7 +180,7 @@ def test_a_poll_that_ends_after_its_model_was_removed_changes_nothing(store, ope
     wait_until(lambda: opener.polls > polls)
     store.stop()
     opener.polling.set()
-    store.thread.join(5)
+    store.thread.join(60)
     assert states(store) == {1: State.END}
 
 
@@ -304,8 +304,9 @@ def test_polling_can_be_disabled(opener, base_path, tmp_path):
         add_version(base_path, 2)
         add_version(tmp_path / "other", 1)
         store.configure([served(base_path), served(tmp_path / "other", "other")])
+        wait_until(lambda: opener.polls == 4)  # of each list, and after each load
         time.sleep(0.05)  # there is nothing that could be waited for
-        assert opener.polls == 4  # of each list, and after each load
+        assert opener.polls == 4
         assert states(store) == {1: State.AVAILABLE}
 
 

@@ -159,9 +159,9 @@ def test_stopping_unloads_everything_and_waits_for_calls(opener, base_path, tmp_
             wait_until(lambda: opener.of(5).closed.is_set())
             assert stopping.is_alive()
             assert not opener.of(2).closed.is_set()
-        stopping.join(5)
+        stopping.join(60)
         assert not stopping.is_alive()
-        assert opener.of(2).closed.is_set()
+        wait_until(lambda: opener.of(2).closed.is_set())
         assert refusal(lambda: store.configure(models))[0] == Code.UNAVAILABLE
 
 
@@ -177,7 +177,7 @@ def test_stopping_interrupts_configure(opener, base_path):
         assert told == []
         threading.Timer(0.1, opener.gates[2].set).start()
         store.stop()
-        configuring.join(5)
+        configuring.join(60)
         (code, text) = told[0]
         assert code == Code.UNKNOWN
         assert "{name: m} due to error: UNAVAILABLE: The server is stopping" in text

@@ -199,25 +199,30 @@ def following(path, errors=()):
         yield lists
     finally:
         stopped.set()
-        thread.join(5)
+        thread.join(60)
         assert not thread.is_alive()
 
 
-def rename(path, name):
-    """Rename the model in the file, atomically."""
-    path.with_suffix(".new").write_text(listed(MODEL.replace('name: "m"', f'name: "{name}"')))
+def replace(path, text):
+    """Replace the file atomically."""
+    path.with_suffix(".new").write_text(text)
     path.with_suffix(".new").rename(path)
+
+
+def rename(path, name):
+    """Rename the model in the file."""
+    replace(path, listed(MODEL.replace('name: "m"', f'name: "{name}"')))
 
 
 def test_a_changed_file_is_applied(config_file):
     with following(config_file) as lists:
-        config_file.write_text(f"# the same\n{listed(MODEL)}")
+        replace(config_file, f"# the same\n{listed(MODEL)}")
         for names in (["n"], ["n", "o"]):
             rename(config_file, names[-1])
             wait_until(lambda names=names: lists == [[name] for name in names])
 
 
-@pytest.mark.parametrize("harm", [lambda path: path.write_text("{"), lambda path: path.unlink()])
+@pytest.mark.parametrize("harm", [lambda path: replace(path, "{"), pathlib.Path.unlink])
 def test_an_invalid_file_is_logged_once_and_changes_nothing(config_file, caplog, harm):
     with following(config_file) as lists:
         harm(config_file)

@@ -89,7 +89,7 @@ def opened(browser, servables, refused=False, **settings):
     versions = {(name, 1): servable for name, servable in servables.items()}
     with store_of(models, versions) as store, served(store) as server:
         page = browser.new_page(**settings)
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(60_000)
         address = f"http://127.0.0.1:{server.port}/"
         complaints, elsewhere = [], []
         page.on("console", lambda message: complaints.append(message.text))
@@ -116,12 +116,14 @@ def generate(page, text):
 
 
 def test_a_result_streams_in_and_says_how_fast_it_was(browser):
-    with opened(browser, {"counting": Counting(seconds=0.05)}) as page:
+    servable = Counting(seconds=0.05, pause_after=3)
+    with opened(browser, {"counting": servable}) as page:
         generate(page, "go")
         result, status = page.locator("#result"), page.get_by_role("status").last
         page.locator("#result", has_text="3 ").wait_for()
-        assert "20" not in result.text_content()
+        assert result.text_content() == "1 2 3 "
         assert result.get_attribute("aria-busy") == "true"
+        servable.pause_after = 20
         page.get_by_text("Done:").wait_for()
         assert result.text_content() == "".join(f"{number} " for number in range(1, 21))
         assert result.get_attribute("aria-busy") == "false"
@@ -157,20 +159,19 @@ def test_what_was_not_read_is_said_of_an_answer_that_comes_whole(browser):
 
 
 def test_stop_ends_the_work_and_keeps_the_text(browser):
-    servable = Counting(seconds=0.1)
+    servable = Counting(pause_after=2)
     with opened(browser, {"counting": servable}) as page:
         generate(page, "go")
         page.locator("#result", has_text="2 ").wait_for()
         page.get_by_role("button", name="Stop").click()
         page.get_by_text("Stopped after").wait_for()
-        assert servable.ended.wait(2)
-        assert servable.emitted < 10
-        assert page.locator("#result").text_content().startswith("1 2 ")
+        assert servable.ended.wait(60)
+        assert page.locator("#result").text_content() == "1 2 "
         assert page.evaluate("document.activeElement.id") == "generate"
 
 
 def test_everything_can_be_done_by_keyboard(browser):
-    servable = Counting(seconds=0.1)
+    servable = Counting(pause_after=1)
     with opened(browser, {"counting": servable}) as page:
         for focused in ("example", "text", "beams", "model", "generate", "result"):
             page.keyboard.press("Tab")
@@ -181,7 +182,7 @@ def test_everything_can_be_done_by_keyboard(browser):
         page.locator("#result", has_text="1 ").wait_for()
         page.keyboard.press("Escape")
         page.get_by_text("Stopped").wait_for()
-        assert servable.ended.wait(2)
+        assert servable.ended.wait(60)
 
 
 def test_a_model_that_cannot_stream_answers_whole_and_says_so(browser):

@@ -108,13 +108,12 @@ def test_abandoned_work_is_stopped_and_keeps_its_servable_open(is_cancelled):
 
     async def give_up():
         task = asyncio.create_task(ask())
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)  # it begins
         if is_cancelled:
             task.cancel()
-        began = time.monotonic()
+        assert (await asyncio.wait([task], timeout=60))[0]
         with pytest.raises(asyncio.CancelledError if is_cancelled else TimeoutError):
             await task
-        assert time.monotonic() - began < 1
 
     limits = Limits(deadline=None if is_cancelled else time.monotonic() + 0.1)
     lender = Lender(Stubborn())

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -54,8 +55,15 @@ def test_both_ports_answer_and_are_closed_at_the_end(base_path):
     assert not connects(server.rest_api_port)
 
 
-def test_a_port_that_is_taken_while_models_load_is_one_line(base_path, capfd):
-    (base_path / "1" / "slow").write_text("0.5")
+def test_a_port_that_is_taken_while_models_load_is_one_line(base_path, capfd, monkeypatch):
+    loading, taken = threading.Event(), threading.Event()
+
+    def open_slowly(*arguments):
+        loading.set()
+        assert taken.wait(60)
+        return open_arithmetic(*arguments)
+
+    monkeypatch.setattr(open_version, "open_servable", open_slowly)
     with socket.create_server((LOOPBACK, 0)) as free:
         number = free.getsockname()[1]
     with ThreadPoolExecutor(1) as threads:
@@ -65,12 +73,11 @@ def test_a_port_that_is_taken_while_models_load_is_one_line(base_path, capfd):
                 pass
 
         outcome = threads.submit(serving)
-        time.sleep(0.25)
-        with (
-            socket.create_server((LOOPBACK, number)),
-            pytest.raises(ConfigurationError, match=f"Cannot serve gRPC on .*:{number}"),
-        ):
-            outcome.result()
+        assert loading.wait(60)
+        with socket.create_server((LOOPBACK, number)):
+            taken.set()
+            with pytest.raises(ConfigurationError, match=f"Cannot serve gRPC on .*:{number}"):
+                outcome.result()
     assert capfd.readouterr().err == ""
 
 
@@ -131,7 +138,9 @@ def test_a_model_that_cannot_be_loaded_ends_the_start(base_path):
 def working(server):
     """Return the number of running calls."""
     url = f"http://127.0.0.1:{server.rest_api_port}/monitoring/prometheus/metrics"
-    found = re.search(r"^:bart_export:requests_in_progress{.* (.*)$", httpx.get(url).text, re.M)
+    found = re.search(
+        r"^:bart_export:requests_in_progress{.* (.*)$", httpx.get(url, timeout=20).text, re.M
+    )
     return float(found[1]) if found else 0
 
 
@@ -187,9 +196,7 @@ def test_calls_that_outlast_the_drain_are_stopped(base_path):
         wait = {"signature": "wait", "seconds": [30.0]}
         first = start(threads, server, over_grpc, **wait)
         second = start(threads, server, rest, **wait)
-        began = time.monotonic()
         code, errors = server.stop()
-        assert time.monotonic() - began < 10
         with pytest.raises(grpc.RpcError) as caught:
             first.result()
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
@@ -206,10 +213,8 @@ def test_work_that_cannot_be_stopped_does_not_keep_the_server(base_path):
         process(base_path, "--drain-seconds", "0.5") as server,
         ThreadPoolExecutor(1) as threads,
     ):
-        call = start(threads, server, over_grpc, signature="deaf", seconds=[30.0])
-        began = time.monotonic()
-        code, errors = server.stop()
-        assert time.monotonic() - began < 10
+        call = start(threads, server, over_grpc, signature="deaf", seconds=[100.0])
+        code, errors = server.stop(60)
         with pytest.raises(grpc.RpcError):
             call.result()
     assert code == 0
@@ -220,7 +225,7 @@ def test_libraries_are_not_taken_apart_at_the_end(base_path, monkeypatch):
     monkeypatch.setenv("ABORT_AT_EXIT", "1")
     with process(base_path) as server:
         assert rest(server.rest_api_port, x=[1.0]).json() == {"outputs": [2.5]}
-        code, errors = server.stop(60)
+        code, errors = server.stop()
     assert code == 0
     assert errors.splitlines()[-1].endswith("m: unloaded version 1")
 
@@ -230,21 +235,21 @@ def test_a_second_signal_ends_at_once(base_path):
         call = start(threads, server, over_grpc, signature="wait", seconds=[30.0])
         server.signal()
         wait_until(lambda: not connects(server.port))
-        code, _ = server.stop(10)
+        code, _ = server.stop()
         with pytest.raises(grpc.RpcError):
             call.result()
     assert code == 128 + signal.SIGTERM
 
 
 def test_a_signal_while_models_load_ends_at_once(base_path):
-    (base_path / "1" / "slow").write_text("30")
+    (base_path / "1" / "slow").write_text("100")
     with process(base_path, ready=False) as server:
-        wait_until(lambda: server.logged(": serving "), 60)
+        wait_until(lambda: server.logged(": serving "))
         pid = server.process.pid
         other = next(int(tid) for tid in os.listdir(f"/proc/{pid}/task") if int(tid) != pid)
         # Interrupts another thread, not the event loop's.
         assert ctypes.CDLL(None).tgkill(pid, other, signal.SIGTERM) == 0
-        code, _ = server.ended(10)
+        code, _ = server.ended()
     assert code == 128 + signal.SIGTERM
 
 
@@ -270,6 +275,6 @@ def test_the_configuration_is_read_again(tmp_path, base_path):
     with process("--model-config-file", config, *polling) as server:
         assert rest(server.rest_api_port, x=[1.0]).status_code == 200
         url = f"http://127.0.0.1:{server.rest_api_port}/v1/models/n"
-        assert httpx.get(url).status_code == 404
+        assert httpx.get(url, timeout=20).status_code == 404
         write("m", "n")
-        wait_until(lambda: httpx.get(url).status_code == 200)
+        wait_until(lambda: httpx.get(url, timeout=20).status_code == 200)

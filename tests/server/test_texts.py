@@ -128,7 +128,9 @@ def test_a_stream_of_a_blank_text_has_as_many_sequences_as_were_asked_for(server
     answer = requests.post(url(server, LITERT, "generate"), json=body, timeout=60)
     told = json.loads(answer.text.partition("data: ")[2])
     assert (told["generated_text"], told["scores"]) == (["", ""], [0.0, 0.0])
-    wrong = requests.post(url(server, LITERT, "generate"), json={**body, "num_beams": 0}, timeout=9)
+    wrong = requests.post(
+        url(server, LITERT, "generate"), json={**body, "num_beams": 0}, timeout=60
+    )
     assert wrong.status_code == 400
 
 

@@ -35,7 +35,7 @@ TEXT = "A library for reading and writing compressed archives. It streams large 
 # Inputs of `generate_text`, none of which REST lets be omitted.
 SHORT = {"max_length": 12, "min_length": 0, "length_penalty": 1.0, "repetition_penalty": 1.0,
          "early_stopping": "false"}  # fmt: skip
-LONG = {**SHORT, "min_length": 60, "max_length": 60}
+LONG = {**SHORT, "min_length": 250, "max_length": 250}
 STREAM = {"num_beams": 1, "min_length": 500, "max_length": 500}
 TINY, MINI = "bart_tiny_symmetric", "bart_mini_en"
 
@@ -140,7 +140,7 @@ def test_the_server_answers_while_a_model_runs_and_does_not_run_it(server):
     answers = 0
     while server.client.is_running(1):
         answers += 1
-    assert answers > 20
+    assert answers > 3
     assert json.loads(list(lines)[-2].removeprefix(b"data: "))["tokens"] == 499
     libraries = pathlib.Path(f"/proc/{server.process.pid}/maps").read_text()
     assert "litert" not in libraries.casefold()
@@ -150,8 +150,9 @@ def test_the_server_answers_while_a_model_runs_and_does_not_run_it(server):
 
 def test_a_client_that_goes_away_frees_its_slot(server):
     before = server.client.metric("generated_tokens")
+    endless = {**LONG, "min_length": 500, "max_length": 500}
     waiting = http.client.HTTPConnection(LOOPBACK, server.rest_api_port)
-    waiting.request("POST", f"/v1/models/{MINI}:predict", predict_body(TEXT, **LONG))
+    waiting.request("POST", f"/v1/models/{MINI}:predict", predict_body(TEXT, **endless))
     wait_until(lambda: server.client.is_running(1))
     waiting.close()
     wait_until(lambda: server.client.is_running(0))
@@ -209,7 +210,8 @@ def test_a_worker_that_is_killed_loses_no_request(server):
         os.kill(mini_worker(server), signal.SIGKILL)
         texts = [answer.result().json()["outputs"]["generated_text"] for answer in answers]
     assert all(text == texts[0] for text in texts)
-    assert server.logged("a worker process ended: it was killed by SIGKILL. Restarting it") == 1
+    line = "a worker process ended: it was killed by SIGKILL. Restarting it"
+    wait_until(lambda: server.logged(line) == 1)
     assert server.client.is_running(0)
     assert server.client.metric("waiting_generations") == 0
 
@@ -343,13 +345,16 @@ def test_the_worker_with_the_fewest_jobs_takes_the_next_and_those_of_one_that_di
     servable = opened(mini_artifact.directory, workers=2)
     settings = servable.model.generation.replace(num_beams=1, min_length=200, max_length=200)
     jobs = [Job([0, 100 + number, 2], settings, Limits()) for number in range(3)]
-    loads = []
+    loads, processes = [], multiprocessing.active_children()
+    for process in processes:  # no job ends meanwhile
+        os.kill(process.pid, signal.SIGSTOP)
     for job in jobs:
         servable.pool.submit([job])
         loads.append(sorted(len(worker.jobs) for worker in servable.pool.workers))
     assert loads == [[0, 1], [1, 1], [1, 2]]
-    alive, dead = multiprocessing.active_children()
+    alive, dead = processes
     dead.kill()
+    os.kill(alive.pid, signal.SIGCONT)
     results = [job.future.result(60) for job in jobs]
     assert [result.timings.tokens for result in results] == [199] * 3
     assert sum(job.attempts == 2 for job in jobs) in (1, 2)
@@ -363,14 +368,20 @@ def test_calls_beyond_the_queue_are_refused(mini_artifact):
     with serving(servable) as running:
         client = Client(running.port)
         url = f"{client.address}/v1/models/m:generate"
-        jobs = servable.pool.workers[0].jobs
+        (worker,) = servable.pool.workers
 
         def ask(**settings):
             return requests.post(url, json={"text": TEXT, **settings}, timeout=60)
 
         with ThreadPoolExecutor(2) as threads:
             accepted = [threads.submit(ask, **STREAM) for _ in range(2)]
-            wait_until(lambda: sorted(job.is_running for job in jobs.values()) == [False, True])
+            wait_until(
+                lambda: (
+                    sorted(job.is_running for job in list(worker.jobs.values())) == [False, True]
+                )
+            )
+            os.kill(worker.process.pid, signal.SIGSTOP)  # so that neither ends meanwhile
             refused = ask()
+            os.kill(worker.process.pid, signal.SIGCONT)
         assert (refused.status_code, refused.json()["error"]) == (503, QUEUE_FULL)
         assert [answer.result().status_code for answer in accepted] == [200, 200]

@@ -46,7 +46,7 @@ def over_grpc(port, signature="serving_default", timeout=20, **inputs):
 def connects(port):
     """Return whether something accepts connections on a port."""
     try:
-        socket.create_connection((LOOPBACK, port), 1).close()
+        socket.create_connection((LOOPBACK, port), 20).close()
         return True
     except ConnectionError:  # refused, or reset while the port closes
         return False

@@ -1,5 +1,6 @@
 """A streaming servable without a model, which counts."""
 
+import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,9 @@ LONGEST_TEXT = 5000
 class Counting:
     """Counts from 1 to `max_length`, one number per token.
 
-    A text that is a number fails at this token; a text with "cut" counts as truncated. `emitted` is
-    the number of tokens so far, `ended` is set once nothing runs.
+    A text that is a number fails at this token; a text with "cut" counts as truncated. No token
+    beyond `pause_after` is emitted until a test changes it. `emitted` is the number of tokens so
+    far, `begun` is set once a call has arrived, `ended` once nothing runs.
     """
 
     signature_defs = {
@@ -26,18 +28,20 @@ class Counting:
     streams = True
     reader = None
 
-    def __init__(self, seconds=0.001, queue_size=64):
+    def __init__(self, seconds=0.001, queue_size=64, pause_after=math.inf):
         self.seconds = seconds
+        self.pause_after = pause_after
         self.places = threading.Semaphore(1 + queue_size)
         self.workers = ThreadPoolExecutor(1)
         self.emitted = 0
-        self.ended = threading.Event()
+        self.begun, self.ended = threading.Event(), threading.Event()
         self.closed = threading.Event()
 
     def stream(self, text, parameters, emit, limits):
         if not self.places.acquire(blocking=False):
             raise StatusError(Code.UNAVAILABLE, "The queue is full")
         self.ended.clear()
+        self.begun.set()
         future = self.workers.submit(self.count, text, parameters, emit, limits)
         future.add_done_callback(lambda _: (self.places.release(), self.ended.set()))
         return future
@@ -53,6 +57,9 @@ class Counting:
         for number in range(1, generation.max_length + 1):
             time.sleep(self.seconds)
             limits.check()
+            while number > self.pause_after:
+                time.sleep(0.005)
+                limits.check()
             if number == broken:
                 raise RuntimeError("the engine broke")
             words.append(f"{number} ")

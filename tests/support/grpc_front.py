@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import grpc
@@ -54,11 +53,11 @@ class Front:
         self.models = model_service_pb2_grpc.ModelServiceStub(self.channel)
 
 
-def store_of(options, servables, load_seconds):
-    """Return a store whose every model has versions 1 and 2, each an Arithmetic; but "broken"."""
+def store_of(options, servables, loading):
+    """Return a store whose every model has versions 1 and 2, each an Arithmetic."""
 
     def open_version(served, number, path):
-        time.sleep(load_seconds if served.name != "m" else 0)
+        assert served.name == "m" or loading is None or loading.wait(60)
         servables[served.name, number] = Arithmetic(queue_size=options.queue_size)
         return servables[served.name, number]
 
@@ -77,12 +76,15 @@ def model(name, base_path, **fields):
 
 
 @contextlib.contextmanager
-def front(base_path, drain_seconds=5.0, load_seconds=0, credentials=None, **settings):
-    """Serve the model "m" during a block: versions 1, labelled "stable", and 2."""
+def front(base_path, drain_seconds=5.0, loading=None, credentials=None, **settings):
+    """Serve the model "m" during a block: versions 1, labelled "stable", and 2.
+
+    Other models load once the event `loading` is set.
+    """
     settings = {"port": 0, "allow_reload_requests": True, **settings}
     options = ServeOptions(drain_seconds=drain_seconds, **settings)
     servables, metrics = {}, Metrics()
-    store = store_of(options, servables, load_seconds)
+    store = store_of(options, servables, loading)
     store.configure([model("m", base_path, labels={"stable": 1})])
     started = Future()
 
@@ -102,7 +104,7 @@ def front(base_path, drain_seconds=5.0, load_seconds=0, credentials=None, **sett
 
     with ThreadPoolExecutor(1) as thread:
         outcome = thread.submit(asyncio.run, serve())
-        port, end = started.result(10)
+        port, end = started.result(60)
 
         def end_and_wait():
             if not outcome.done():
@@ -123,7 +125,7 @@ def request_of(method, text="", **fields):
     return text_format.Parse(text, REQUESTS[method](**fields))
 
 
-def call(served, method, text="", timeout=10, **fields):
+def call(served, method, text="", timeout=30, **fields):
     """Call a method with a request from protobuf text."""
     request = request_of(method, text, **fields)
     stub = served.prediction if hasattr(served.prediction, method) else served.models

@@ -82,7 +82,7 @@ def served(store, options=None):
             yield RunningServer(sockets[0].getsockname()[1], store, numbers)
         finally:
             server.should_exit = True
-            thread.join(10)
+            thread.join(60)
             assert not thread.is_alive()
 
 

@@ -32,7 +32,7 @@ def served(base_path, name="m", **fields):
     return ServedModel(name=name, base_path=base_path, engine=TENSORFLOW, **fields)
 
 
-def wait_until(condition, seconds=10):
+def wait_until(condition, seconds=60):
     """Wait until a condition holds; fail after some seconds."""
     end = time.monotonic() + seconds
     while not condition():
@@ -78,7 +78,7 @@ class Opener:
     def open_version(self, model, number, path):
         self.attempts.append(number)
         if number in self.gates:
-            assert self.gates[number].wait(10)
+            assert self.gates[number].wait(60)
         if self.errors.get(number):
             raise self.errors[number].pop(0)
         self.opened.append(Opened(number, path))
@@ -97,7 +97,7 @@ def running_store(opener, **options):
 
     def find_versions(model):
         opener.polls += 1
-        assert opener.polling.wait(10)
+        assert opener.polling.wait(60)
         return versions.find_versions(model)
 
     store = ModelStore(opener.open_version, settings, find_versions)

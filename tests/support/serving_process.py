@@ -14,8 +14,6 @@ from support.served_directories import wait_until
 
 PROGRAM = pathlib.Path(sys.executable).with_name("bart-export")
 LOOPBACK = "127.0.0.1"
-# From a version's appearance to its answer, on a busy machine.
-SWITCH_SECONDS = 30
 
 
 class ServingProcess:
@@ -45,7 +43,7 @@ class ServingProcess:
     def signal(self, number=signal.SIGTERM):
         self.process.send_signal(number)
 
-    def ended(self, seconds=10):
+    def ended(self, seconds=60):
         """Wait for the end; return the exit code and the log."""
         self.process.wait(seconds)
         self.reader.join()
@@ -53,7 +51,7 @@ class ServingProcess:
         self.process.stderr.close()
         return self.process.returncode, "".join(self.log)
 
-    def stop(self, seconds=10):
+    def stop(self, seconds=60):
         """Send SIGTERM and wait for the end."""
         self.signal()
         return self.ended(seconds)
@@ -64,12 +62,12 @@ class ServingProcess:
 
     def states(self, model):
         """Return the state of each version of a model."""
-        answer = requests.get(self.url(f"/v1/models/{model}"), timeout=20).json()
+        answer = requests.get(self.url(f"/v1/models/{model}"), timeout=60).json()
         return {int(one["version"]): one["state"] for one in answer["model_version_status"]}
 
     def wait_for(self, model, version):
         """Wait until a version is available."""
-        wait_until(lambda: self.states(model).get(version) == "AVAILABLE", SWITCH_SECONDS)
+        wait_until(lambda: self.states(model).get(version) == "AVAILABLE")
 
     def threads(self):
         """Return the number of threads."""
@@ -110,6 +108,6 @@ def serving_process(*arguments):
         running.wait_until_ready()
         yield running
     finally:
-        code, log = running.stop(60)
+        code, log = running.stop()
         assert code == 0, log
         assert "Traceback" not in log, log
