@@ -306,7 +306,8 @@ def longest_pause(array):
 def test_other_threads_have_their_turn_while_a_large_answer_is_written(dtype, at_once):
     array = np.random.default_rng(0).normal(size=(150, 2000)).astype(dtype)
     seconds = min(timeit.repeat(lambda: at_once(array), number=1, repeat=3))
-    assert any(longest_pause(array) < seconds / 3 for _ in range(5))
+    # A busy machine makes pauses of its own, but not each time.
+    assert any(longest_pause(array) < seconds / 3 for _ in range(20))
 
 
 def test_a_message_has_every_field_under_its_own_name():
