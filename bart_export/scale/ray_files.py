@@ -25,6 +25,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from bart_export.artifact.artifact import Artifact
+from bart_export.config import check_flag
 from bart_export.documents import Json, parse_json
 from bart_export.errors import InputError, MissingExtra, printable, shown
 from bart_export.locations import Location
@@ -74,6 +75,7 @@ def job_settings(location: Location, truncate: bool = False, **parameters: Any) 
         ConfigurationError: if a parameter does not exist or is out of range.
         InputError: if `max_length` is too large for the model.
     """
+    check_flag("truncate", truncate)
     artifact = Artifact.open(location)
     settings = call_settings(artifact.generation, artifact.config, **parameters)
     model = artifact.manifest.files[choose_file(artifact, None, None)]

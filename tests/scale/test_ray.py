@@ -191,6 +191,8 @@ def test_the_settings_of_a_job_are_those_of_its_results(location, generator):
     assert settings == job_settings(location) == json.loads(json.dumps(settings))
     assert settings != job_settings(location, num_beams=default + 1)
     assert settings != job_settings(location, truncate=True)
+    with pytest.raises(ConfigurationError, match="truncate must be true or false"):
+        job_settings(location, truncate="yes")
     with pytest.raises(ConfigurationError, match="num_beam"):
         job_settings(location, num_beam=1)
 
