@@ -11,7 +11,7 @@ from bart_export.config import GenerationConfig
 from bart_export.errors import BartExportError
 from bart_export.runtime.drafts import PromptLookup
 from bart_export.runtime.logits import sampled_choice
-from bart_export.runtime.search import drive, search
+from bart_export.runtime.search import Finished, Settled, drive, search
 
 # Searches with a model that both languages compute exactly.
 
@@ -44,14 +44,16 @@ def search_row(
         return np.stack(logits) + np.float32(moved), grown
 
     rows = max(generation.num_beams, generation.num_return_sequences)
-    *settled, finished = drive(search(generation), step, [()] * rows)
+    first: list[tuple[int, ...]] = [()] * rows
+    *settled, finished = drive(search(generation), step, first)
+    assert isinstance(finished, Finished)
     return {
         "vocabulary_size": vocabulary_size,
         "generation": generation.to_dict(),
         "hypotheses": [
             {"token_ids": one.token_ids, "score": one.score} for one in finished.hypotheses
         ],
-        "settled": [event.token_ids for event in settled],
+        "settled": [event.token_ids for event in settled if isinstance(event, Settled)],
     }
 
 
@@ -63,7 +65,7 @@ def search_settings() -> Iterator[tuple[int, GenerationConfig]]:
         kind = ("beams", "beams", "greedy", "beams", "sampling")[number // 6 % 5]
         max_length = chance.choice((2, 5, 12, 20, 30))
         small = vocabulary_size == 2
-        common = {
+        common: dict[str, Any] = {
             "max_length": max_length,
             "min_length": chance.choice((0, 0, 4, max_length)) % (max_length + 1),
             "no_repeat_ngram_size": 0 if small else chance.choice((0, 0, 1, 2, 3)),
@@ -75,7 +77,7 @@ def search_settings() -> Iterator[tuple[int, GenerationConfig]]:
         }
         if kind == "beams":
             num_beams = chance.randrange(2, 6)
-            own = {
+            own: dict[str, Any] = {
                 "num_beams": num_beams,
                 "num_return_sequences": chance.randrange(1, num_beams + 1),
                 "length_penalty": chance.choice((1.0, 0.0, 2.0, -1.0, 0.6)),
@@ -171,7 +173,7 @@ def choices() -> Iterator[dict[str, Any]]:
         rows = (stream.normal(size=(DRAWS, 30)) * 3).astype(np.float32)
         rows[1::5] = rows[1::5].round()  # equal logits
         rows[2::5, ::3] = rows[2::5].max()
-        sampling = {
+        sampling: dict[str, Any] = {
             "seed": SEEDS[number % len(SEEDS)],
             "temperature": temperature,
             "top_k": top_k,

@@ -145,7 +145,7 @@ def work(kind: Kind, prepared: Any, scratch: pathlib.Path, pipe: Any) -> None:
         seed = pipe.recv()
         try:
             pipe.send((kind.attempt(prepared, scratch, random.Random(seed)), ""))
-        except Exception as error:
+        except Exception as error:  # this is what the fuzzer looks for
             pipe.send(("raised", f"{type(error).__name__}: {error}"[:300]))
 
 
@@ -239,7 +239,8 @@ def copied(artifact: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
 
 def reseal(directory: pathlib.Path, manifest: dict[str, Any]) -> None:
     """Write a manifest with a matching seal."""
-    from bart_export.artifact.artifact import UNSEALED, seal
+    from bart_export.artifact.artifact import seal
+    from bart_export.artifact.manifest import UNSEALED
 
     manifest["manifest_sha256"] = UNSEALED
     (directory / "manifest.json").write_bytes(seal(json.dumps(manifest).encode()))
@@ -291,7 +292,7 @@ def alter(content: bytes, places: list[range], dice: random.Random) -> bytes:
 # --- manifest: a restructured manifest with a matching seal ---------------------------------------
 
 # Optional fields, and names that would lead outside the artifact.
-FIELDS = {
+FIELDS: dict[str, Any] = {
     "notes": ["A note."],
     "target": "saved_model",
     "version": 2,

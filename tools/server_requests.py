@@ -33,7 +33,7 @@ BODIES = [
     (":generate", {"text": "A library.", "max_length": 4, "num_beams": 2}),
     (":generate", {"text": "A library.", "do_sample": True, "top_k": 5, "seed": 1}),
 ]  # fmt: skip
-VALUES = [
+VALUES: list[Any] = [
     None, True, 0, -1, 1.5, 2**31, 2**63, -(2**63) - 1, 2**64, 10**400, 1e308, float("nan"),
     float("-inf"), "", " ", "a", "\0", "\u00e9\U0001f40d", "\ud800", "x" * 5000, [], {}, [[]],
     [[], [1]], [1, [2]], [1, "a"], {"b64": "YQ=="}, {"b64": "?"}, {"b64": 1}, {"": ""},

@@ -189,7 +189,7 @@ def decoder(
     logits = bart_graph.decode(
         config, operators, "token_ids", "position", {name: name for name in cross}
     )
-    inputs = {
+    inputs: dict[str, tuple[int, Sequence[Any]]] = {
         "token_ids": (TensorProto.INT64, ["rows"]),
         "position": (TensorProto.INT64, [1]),
         **{name: (TensorProto.FLOAT, ["sources", heads, "source", size]) for name in cross},

@@ -90,7 +90,7 @@ def build(checkpoint: Checkpoint, directory: Path, num_threads: int, *, int8: bo
     """Make the models, by way of files in a directory, and compile them."""
     config = checkpoint.config
     parameters = InferenceParameters(config, checkpoint.weights.__getitem__)
-    models = []
+    models: list[Path] = []
     for make in (openvino_operators.encoder, openvino_operators.decoder):
         model = make(config, parameters)
         if int8:
@@ -103,7 +103,7 @@ def build(checkpoint: Checkpoint, directory: Path, num_threads: int, *, int8: bo
         properties.inference_num_threads: num_threads,
         **({} if int8 else EXACT),
     }
-    return Stepped(OpenvinoEngine(config, *models, settings))
+    return Stepped(OpenvinoEngine(config, models[0], models[1], settings))
 
 
 def compressed(model: openvino.Model) -> openvino.Model:

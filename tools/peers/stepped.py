@@ -14,7 +14,7 @@ from bart_export.runtime.search import Decode, Finished, search
 from bart_export.runtime.sizing import FloatArray
 
 
-def forced(num_beams: int, new_tokens: int) -> dict[str, int]:
+def forced(num_beams: int, new_tokens: int) -> dict[str, Any]:
     """Return settings that generate exactly `new_tokens` tokens."""
     return {
         "max_length": new_tokens + 1,
