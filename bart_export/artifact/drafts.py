@@ -20,11 +20,11 @@ import shutil
 import stat
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from typing import Any
 
 from bart_export import documents
+from bart_export.artifact import locks
 from bart_export.artifact.artifact import (
     CACHE,
     GOLDEN,
@@ -39,11 +39,6 @@ from bart_export.artifact.artifact import (
 )
 from bart_export.artifact.manifest import FileEntry, Manifest
 from bart_export.errors import ArtifactError, VerificationFailed, shown
-
-fcntl: Any = None
-with contextlib.suppress(ImportError):
-    # Windows: concurrent exports are not refused, and places of killed exports are not removed.
-    import fcntl
 
 MARKER = "bart-export.draft"
 SUFFIX = ".draft"
@@ -195,7 +190,7 @@ def place_beside(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yield a new place next to `target`, after removing those of killed exports."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        with locked_directory(target.parent, PATIENCE):
+        with locks.locked_directory(target.parent, PATIENCE):
             for abandoned in places(target):
                 clear(abandoned, target)
             place = pathlib.Path(
@@ -204,39 +199,9 @@ def place_beside(target: pathlib.Path) -> Iterator[pathlib.Path]:
             stack.callback(remove, place)
             descriptor = os.open(place / MARKER, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             stack.callback(os.close, descriptor)
-            if fcntl is not None:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locks.lock(descriptor)
             os.write(descriptor, json.dumps({"target": target.name, "pid": os.getpid()}).encode())
         yield place
-
-
-@contextlib.contextmanager
-def locked_directory(directory: pathlib.Path, patience: float) -> Iterator[bool]:
-    """Lock a directory while a block runs, and yield whether the system could.
-
-    Without the lock, two exports may start at the same time; the later one then wins. `patience` is
-    the time in seconds to wait for the lock.
-    """
-    locked = False
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            descriptor = os.open(directory, os.O_RDONLY)
-            stack.callback(os.close, descriptor)
-            ending = time.monotonic() + patience
-            while fcntl is not None and not (locked := lock(descriptor)):
-                if time.monotonic() > ending:
-                    break
-                time.sleep(0.02)
-        yield locked
-
-
-def lock(descriptor: int) -> bool:
-    """Lock an open file without waiting, and return whether that succeeded."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def prefix(target: pathlib.Path) -> str:
@@ -271,9 +236,10 @@ def clear(place: pathlib.Path, target: pathlib.Path) -> None:
     except OSError:
         return
     try:
-        if fcntl is None or not is_marker(descriptor, target):
+        # Without locks, a running export cannot be told from a killed one.
+        if not locks.AVAILABLE or not is_marker(descriptor, target):
             return
-        if not lock(descriptor):
+        if not locks.lock(descriptor):
             raise ArtifactError(
                 f"Another export is writing {target}, in {place}. Wait for it to finish, or name "
                 "another --output."

@@ -25,7 +25,7 @@ from bart_export.artifact.artifact import (
     preset_message,
     read_manifest,
 )
-from bart_export.artifact.drafts import locked_directory
+from bart_export.artifact.locks import locked_directory
 from bart_export.artifact.manifest import FileEntry
 from bart_export.errors import (
     ArtifactError,

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, TextIO
 
-from bart_export.artifact import drafts
+from bart_export.artifact import locks
 from bart_export.errors import InputError
 from bart_export.runtime import lines
 from bart_export.runtime.results import Row
@@ -287,7 +287,7 @@ def results(path: pathlib.Path, kept: Kept = NOTHING) -> Iterator[Callable[[Row]
 def lock(file: io.FileIO, path: pathlib.Path) -> None:
     """Lock an output, or raise InputError if another process is writing it."""
     with contextlib.suppress(OSError):  # of a file system without locks
-        if drafts.fcntl is not None and not drafts.lock(file.fileno()):
+        if not locks.lock(file.fileno()):
             raise InputError(
                 f"Another process is writing {path}. Wait for it to finish, or name another file "
                 "with --output."
