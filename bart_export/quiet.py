@@ -40,7 +40,7 @@ def silenced() -> Iterator[None]:
         except (BartExportError, OSError, KeyboardInterrupt):
             restore(original)
             raise
-        except BaseException:
+        except BaseException:  # also SystemExit: what was silenced may explain it
             restore(original)
             spool.seek(0)
             with contextlib.suppress(OSError):

@@ -93,7 +93,7 @@ def arriving(rows: Iterator[Row]) -> Iterator[list[Row]]:
             for row in rows:
                 arrived.put(row)
             arrived.put(None)
-        except Exception as error:
+        except Exception as error:  # raised again in the thread that takes the rows
             arrived.put(error)
 
     threading.Thread(target=read, daemon=True).start()
