@@ -13,7 +13,7 @@ import tensorflow as tf
 from bart_export.config import GenerationConfig
 from bart_export.graph import sequences
 from bart_export.graph.layers import Bart
-from bart_export.graph.sequences import Source
+from bart_export.graph.sequences import EncodedSource
 
 INFINITY = float("inf")
 
@@ -38,7 +38,7 @@ class Model(NamedTuple):
     """The constants of a search; `target` is the largest `max_length` in the batch."""
 
     bart: Bart
-    source: Source
+    source: EncodedSource
     generation: GenerationConfig
     rows: RowSettings
     target: tf.Tensor

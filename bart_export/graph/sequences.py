@@ -140,7 +140,7 @@ def logits(bart: Bart, hidden: tf.Tensor) -> tf.Tensor:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class EncodedSource:
     """The encoder's output, in the form that decoder steps read.
 
     Each decoder layer has keys (batch, heads, head_size, source) and values (batch, heads, source,
@@ -152,7 +152,7 @@ class Source:
     mask_bias: tf.Tensor
 
 
-def project_source(bart: Bart, encoded: tf.Tensor, padding_mask: tf.Tensor) -> Source:
+def project_source(bart: Bart, encoded: tf.Tensor, padding_mask: tf.Tensor) -> EncodedSource:
     """Project the encoder output to every decoder layer's cross-attention keys and values."""
     config, batch = bart.config, tf.shape(encoded)[0]
     rows = tf.reshape(encoded, [-1, config.hidden_dim])
@@ -166,7 +166,7 @@ def project_source(bart: Bart, encoded: tf.Tensor, padding_mask: tf.Tensor) -> S
         )
         for layer in range(config.decoder_layers)
     ]
-    return Source(
+    return EncodedSource(
         # In this layout, steps multiply by the keys without a copy.
         keys=tuple(tf.linalg.matrix_transpose(key) for key, _ in pairs),
         values=tuple(value for _, value in pairs),
@@ -195,7 +195,7 @@ def grow_caches(caches: Caches, capacity: tf.Tensor, larger: tf.Tensor, width: i
 
 def decode_step(
     bart: Bart,
-    source: Source,
+    source: EncodedSource,
     caches: Caches,
     capacity: tf.Tensor,
     position: tf.Tensor,

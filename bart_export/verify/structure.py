@@ -33,7 +33,7 @@ Producer = str | tuple[int, int] | None
 
 
 @dataclasses.dataclass(frozen=True)
-class Operand:
+class OperatorInput:
     """An operator's input tensor (None if it is omitted) and its source."""
 
     file: StoredFile
@@ -47,7 +47,7 @@ class Step:
 
     name: str
     options: Mapping[str, object]
-    inputs: Sequence[Operand]
+    inputs: Sequence[OperatorInput]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,9 @@ def signatures(stored: StoredFile) -> dict[str, SignatureGraph]:
                 tensors[result] = tensors[index]
                 sources[result] = sources.get(index)
                 continue
-            operands = [Operand(stored, tensors[index], sources.get(index)) for index in indices]
+            operands = [
+                OperatorInput(stored, tensors[index], sources.get(index)) for index in indices
+            ]
             for output, index in enumerate(operator.outputs):
                 sources[int(index)] = (len(steps), output)
             steps.append(Step(name, compared_options(operator), operands))
@@ -136,7 +138,7 @@ def differences(received: SignatureGraph, expected: SignatureGraph) -> Iterator[
             yield f"the output {name} is a different tensor"
 
 
-def operand_difference(received: Operand, expected: Operand) -> str | None:
+def operand_difference(received: OperatorInput, expected: OperatorInput) -> str | None:
     """Return a message about the difference between two operands, or None if they are equal."""
     tensor, other = received.tensor, expected.tensor
     if tensor is None or other is None:
