@@ -300,6 +300,7 @@ def lengths_with_start(parameters: Mapping[str, Any]) -> dict[str, Any]:
         lowest = max(LOWEST[name] - 1, 0)
         enough = is_whole(length) and length >= lowest
         require(enough, without_start, f"an integer of at least {lowest}", length)
+        require(length < LARGEST_SIZE, without_start, f"at most {LARGEST_SIZE - 1}", length)
         changed[name] = int(length) + 1
     return changed
 

@@ -20,6 +20,7 @@ from bart_export.locations import redacted
 
 Row = TypeVar("Row")
 SHOWN, LONGEST = 120, 200  # maximum lengths of a value and of a library's error in a message
+LONGEST_WORD, LONGEST_MESSAGE = 400, 2000  # of a path or another word, and of a message
 
 
 def shown(value: object) -> str:
@@ -44,8 +45,34 @@ def printable(text: str, most: int | None = None) -> str:
 
     A message of more than `most` characters is truncated.
     """
-    text = redacted(text)  # first, because a truncated URL hides where its credentials end
+    # First, because a truncated URL hides where its credentials end.
+    text = redacted(decoded(text))
     return escaped(text if most is None or len(text) <= most else f"{text[:most]}…")
+
+
+def decoded(text: str) -> str:
+    """Decode the bytes of a text that Python did not; unchanged if they are not UTF-8.
+
+    In the C locale, the bytes of a non-ASCII path are lone surrogates.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode()
+    except UnicodeError:
+        return text
+
+
+def bounded(text: str) -> str:
+    """Return a message as `printable` does, without the middle of long words and of a long text."""
+    text = re.sub(
+        rf"\S{{{LONGEST_WORD},}}", lambda word: ends(word[0], LONGEST_WORD), printable(text)
+    )
+    return ends(text, LONGEST_MESSAGE)
+
+
+def ends(text: str, most: int) -> str:
+    """Return a text, or the two ends of one that is longer than `most` characters."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
 
 
 def printable_lines(text: str) -> str:
@@ -137,7 +164,7 @@ class BartExportError(Exception):
     """Base class of this package's errors; `str(error)` is one line for the user."""
 
     def __init__(self, line: str) -> None:
-        super().__init__(printable(" ".join(line.splitlines())))
+        super().__init__(bounded(" ".join(line.splitlines())))
 
     def __reduce__(self) -> tuple[object, ...]:
         # Other processes restore it without __init__, whose arguments differ between classes.

@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 import shlex
+import sys
 from typing import TYPE_CHECKING
 
 from bart_export import documents
@@ -45,6 +46,7 @@ MANIFEST_LIMIT, GOLDEN_LIMIT = 4 * documents.MEBIBYTE, 64 * documents.MEBIBYTE
 MOST_CASES, MOST_TOKENS = 1000, 1 << 18
 MOST_NAMES = 1000  # of a directory, among which a misspelt one is looked for
 BEGINNING = 2000  # bytes of other content, of which a message has the first
+AGAIN = "Export the artifact again."
 SEAL = re.compile(rb'"manifest_sha256": "([0-9a-f]{64})"')
 
 
@@ -127,7 +129,7 @@ class Artifact:
         expected = self.manifest.files[name]
         if self.store is not None:
             self.store.fetch(name, expected)
-        path = path_of(self.directory, name)
+        path, advice = path_of(self.directory, name), AGAIN
         try:
             status = path.stat()
             documents.require_regular(path, status)
@@ -145,10 +147,10 @@ class Artifact:
                 return path
             refusal = f"does not match its manifest: it was altered or damaged ({fault})"
         except OSError as error:
-            fault = str(error.strerror)
+            fault, advice = str(error.strerror), advice_on(error)
             refusal = f"cannot be read: {fault}"
         if self.store is None:
-            raise ArtifactError(f"{path} {refusal}. Export the artifact again.")
+            raise ArtifactError(f"{path} {refusal}. {advice}")
         hub_client.discard(path)
         raise ArtifactError(
             f"The download of {self.location}/{name} was damaged ({fault}) and is deleted. "
@@ -164,9 +166,7 @@ class Artifact:
             check_golden(golden)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise ArtifactError(
-                f"{path} cannot be used: {reason}. Export the artifact again."
-            ) from None
+            raise ArtifactError(f"{path} cannot be used: {reason}. {advice_on(error)}") from None
         return golden
 
     def folder(self, name: str) -> pathlib.Path:
@@ -208,6 +208,11 @@ class Artifact:
         )
 
 
+def advice_on(error: Exception) -> str:
+    """Return advice on an error about a file of an artifact."""
+    return "Check its permissions." if isinstance(error, PermissionError) else AGAIN
+
+
 def read_manifest(path: pathlib.Path, place: str = "") -> Manifest:
     """Read a manifest as `parse_manifest` does; messages name its path, or its `place`.
 
@@ -220,7 +225,7 @@ def read_manifest(path: pathlib.Path, place: str = "") -> Manifest:
         raise
     except OSError as error:
         raise ArtifactError(
-            f"{place} cannot be read: {error.strerror}. Export the artifact again."
+            f"{place} cannot be read: {error.strerror}. {advice_on(error)}"
         ) from None
 
 
@@ -329,9 +334,10 @@ def check_readable_by_all(path: pathlib.Path) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError:
+        utf8 = sys.getfilesystemencoding() == "utf-8"
         raise ArtifactError(
             f"{shown(str(path))} must be a UTF-8 path for TensorFlow and LiteRT to open it. "
-            "Rename it, or choose another."
+            + ("Rename it, or choose another." if utf8 else "Set PYTHONUTF8=1, or rename it.")
         ) from None
 
 

@@ -11,6 +11,7 @@ from bart_export.errors import ArtifactError
 
 # Present in a clone, whose app loads the model at ASSETS.
 PROJECT = pathlib.Path("android/settings.gradle.kts")
+ANDROID = "--android"  # the option for the bundle's directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,19 +42,19 @@ def check_target(target: pathlib.Path, output: pathlib.Path) -> None:
     if target == ASSETS and not PROJECT.is_file():
         raise ArtifactError(
             f"{ASSETS} is where the bundle goes in a clone of bart-export, but there is no "
-            f"{PROJECT} here. Run this in a clone, or name a directory: --android DIRECTORY"
+            f"{PROJECT} here. Run this in a clone, or name a directory: {ANDROID} DIRECTORY"
         )
     place, made = (pathlib.Path(os.path.realpath(path)) for path in (target, output))
     if place.is_relative_to(made) or made.is_relative_to(place):
         raise ArtifactError(
             f"The bundle must be outside the artifact {output} and must not contain it, received "
-            f"{target}. Name another directory with --android or --output."
+            f"{target}. Name another directory with {ANDROID} or --output."
         )
-    drafts.check_replaceable(place)
+    drafts.check_replaceable(place, ANDROID)
     if (place / REPORT).exists():
         raise ArtifactError(
             f"{target} is a full artifact, not a bundle, and would be lost. "
-            "Name another directory with --android."
+            f"Name another directory with {ANDROID}."
         )
 
 
@@ -65,7 +66,7 @@ def write(source: Artifact, recipe: str, target: pathlib.Path) -> Artifact:
     files = {name: manifest.files[name] for name in names}
     verification = tuple(row for row in manifest.verification if row.file == file)
     measurements = tuple(row for row in manifest.measurements if row.file == file)
-    with drafts.draft(target) as draft:
+    with drafts.draft(target, ANDROID) as draft:
         for name in names:
             draft.take(source.path(name, rehash=True), name)
         answers = answers_of(file, source.golden())

@@ -45,6 +45,7 @@ SUFFIX = ".draft"
 # Directories in a place: the new artifact (after an exchange, the replaced one) and, where the
 # system has no exchange, the replaced artifact between two renames.
 ARTIFACT, PREVIOUS = "artifact", "previous"
+OUTPUT = "--output"  # the option for the target of most drafts
 PATIENCE = 5.0  # seconds to wait for another process that is creating its place
 # Allowed in an artifact though not in its manifest; operating systems create the last three.
 UNNAMED = {MANIFEST, CACHE, SERVING, ".DS_Store", "Thumbs.db", "desktop.ini"}
@@ -57,10 +58,11 @@ ADVICE = {
 
 @dataclasses.dataclass
 class Draft:
-    """A directory that becomes an artifact when committed."""
+    """A directory that becomes an artifact when committed; `flag` names its target in errors."""
 
     directory: pathlib.Path
     target: pathlib.Path
+    flag: str = OUTPUT
 
     @property
     def scratch(self) -> pathlib.Path:
@@ -91,7 +93,7 @@ class Draft:
         write_manifest(self.directory / MANIFEST, manifest)
         documents.synchronize(self.directory / MANIFEST)
         documents.synchronize(self.directory)
-        check_replaceable(self.target)  # it may have changed since the draft was created
+        check_replaceable(self.target, self.flag)  # it may have changed since the draft was created
         if self.target.exists():
             exchange(self.directory, self.target)
         else:
@@ -100,10 +102,11 @@ class Draft:
 
 
 @contextlib.contextmanager
-def draft(target: pathlib.Path) -> Iterator[Draft]:
+def draft(target: pathlib.Path, flag: str = OUTPUT) -> Iterator[Draft]:
     """Yield a draft next to `target`, which is removed unless the block commits it.
 
     If `target` is a symbolic link, the directory it points to is replaced and the link stays.
+    Errors advise to choose another target with the option `flag`.
 
     Raises:
         ArtifactError: if the target cannot be written, the disk is full, the target contains
@@ -112,21 +115,19 @@ def draft(target: pathlib.Path) -> Iterator[Draft]:
     """
     try:
         target = pathlib.Path(os.path.realpath(target))
-        check_replaceable(target)
-        with place_beside(target) as place:
+        check_replaceable(target, flag)
+        with place_beside(target, flag) as place:
             (place / ARTIFACT).mkdir()
-            yield Draft(place / ARTIFACT, target)
+            yield Draft(place / ARTIFACT, target, flag)
     except VerificationFailed as error:
         raise VerificationFailed(f"{error} Nothing was committed.") from error
     except OSError as error:
         place = error.filename or target
         advice = ADVICE.get(error.errno or 0, "Name another place with")
-        raise ArtifactError(
-            f"Cannot write {place}: {error.strerror}. {advice} --output."
-        ) from error
+        raise ArtifactError(f"Cannot write {place}: {error.strerror}. {advice} {flag}.") from error
 
 
-def check_replaceable(target: pathlib.Path) -> None:
+def check_replaceable(target: pathlib.Path, flag: str = OUTPUT) -> None:
     """Raise ArtifactError if replacing a target would lose anything but an artifact."""
     check_readable_by_all(target)
     if target.exists() and not target.is_dir():
@@ -134,7 +135,7 @@ def check_replaceable(target: pathlib.Path) -> None:
     if pathlib.Path.cwd().is_relative_to(target):
         raise ArtifactError(
             f"{target} is, or contains, the current directory, which cannot be replaced. "
-            "Name another directory with --output."
+            f"Name another directory with {flag}."
         )
     if target.is_symlink():
         raise ArtifactError(f"{target} is a broken symbolic link. Name another directory.")
@@ -148,7 +149,7 @@ def check_replaceable(target: pathlib.Path) -> None:
     if foreign := foreign_file(target):
         raise ArtifactError(
             f"{target} contains {shown(foreign)}, which does not belong to the artifact and would "
-            "be lost. Move it, or choose another directory with --output."
+            f"be lost. Move it, or choose another directory with {flag}."
         )
 
 
@@ -186,13 +187,13 @@ def write_json(path: pathlib.Path, content: Any) -> None:
 
 
 @contextlib.contextmanager
-def place_beside(target: pathlib.Path) -> Iterator[pathlib.Path]:
+def place_beside(target: pathlib.Path, flag: str = OUTPUT) -> Iterator[pathlib.Path]:
     """Yield a new place next to `target`, after removing those of killed exports."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         with locks.locked_directory(target.parent, PATIENCE):
             for abandoned in places(target):
-                clear(abandoned, target)
+                clear(abandoned, target, flag)
             place = pathlib.Path(
                 tempfile.mkdtemp(prefix=prefix(target), suffix=SUFFIX, dir=target.parent)
             )
@@ -221,7 +222,7 @@ def places(target: pathlib.Path) -> Iterator[pathlib.Path]:
                     yield path
 
 
-def clear(place: pathlib.Path, target: pathlib.Path) -> None:
+def clear(place: pathlib.Path, target: pathlib.Path, flag: str) -> None:
     """Remove the place of a killed export, or raise ArtifactError if the export is running.
 
     If the export was killed between two renames, the previous artifact is restored.
@@ -242,7 +243,7 @@ def clear(place: pathlib.Path, target: pathlib.Path) -> None:
         if not locks.lock(descriptor):
             raise ArtifactError(
                 f"Another export is writing {target}, in {place}. Wait for it to finish, or name "
-                "another --output."
+                f"another {flag}."
             )
         if (place / PREVIOUS).is_dir() and not os.path.lexists(target):
             (place / PREVIOUS).rename(target)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -13,7 +14,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from bart_export.config import MOST_THREADS
-from bart_export.errors import MissingExtra, did_you_mean, printable_lines
+from bart_export.errors import BartExportError, MissingExtra, did_you_mean, printable_lines
 from bart_export.locations import Location, is_remote, normalized, redacted_url
 from bart_export.presets import PRESETS
 from bart_export.progress import Stage
@@ -186,12 +187,46 @@ def flag(name: str) -> str:
     return next(each.opts[0] for each in parameters if each.name == name)
 
 
+def in_flags(message: str, *words: str) -> str:
+    """Return a message with the running command's flags instead of its parameters' names.
+
+    A name without "_" may also be an English word: it is replaced if it is among `words`.
+    """
+    options = {
+        str(option.name): [*option.opts, *option.secondary_opts]
+        for option in click.get_current_context().command.params
+        if isinstance(option, click.Option) and ("_" in str(option.name) or option.name in words)
+    }
+
+    def spelled(found: re.Match[str]) -> str:
+        flags, value = options[found[1]], found[2]
+        if value is None or value.lower() == "true":
+            return flags[0]
+        return flags[1] if value.lower() == "false" else f"{flags[0]} {value}"
+
+    names = "|".join(options)
+    # Not a part of a path.
+    return re.sub(
+        rf"(?<![\w/.-])({names})(?![\w/-]|\.\w)(?:=([\w+-]+(?:\.\w+)*))?", spelled, message
+    )
+
+
+@contextlib.contextmanager
+def errors_in_flags(*words: str) -> Iterator[None]:
+    """Apply `in_flags` to the error that a block raises."""
+    try:
+        yield
+    except BartExportError as error:
+        error.args = (in_flags(str(error), *words),)
+        raise
+
+
 def print_json(content: object) -> None:
     """Print JSON with control characters escaped."""
     click.echo(printable_lines(json.dumps(content, ensure_ascii=False, indent=1)))
 
 
-def require(what: str, packages: Mapping[str, str], extra: str) -> None:
+def require_packages(what: str, packages: Mapping[str, str], extra: str) -> None:
     """Raise MissingExtra if a module cannot be found; `packages` maps modules to packages."""
     for module, package in packages.items():
         try:

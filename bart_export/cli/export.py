@@ -239,7 +239,8 @@ def run(
         if name not in TARGETS[target].takes:
             owners = " and ".join(other for other, row in TARGETS.items() if name in row.takes)
             raise click.UsageError(f"{flag(name)} applies to --target {owners}, not to {target}.")
-    options, output = TARGETS[target].make(given), output or default_output(preset)
+    with cli.errors_in_flags():
+        options, output = TARGETS[target].make(given), output or default_output(preset)
     android = given.get("android")
     if android is not None:
         from bart_export.artifact import bundle
@@ -275,17 +276,19 @@ def export_to(
     from bart_export.checkpoints.resolve import ResolvedPreset
     from bart_export.cli import inspect
 
-    cli.require("Exporting", cli.EXPORT_PACKAGES, "export")
+    cli.require_packages("Exporting", cli.EXPORT_PACKAGES, "export")
     recipes = options.recipes if isinstance(options, TfliteOptions) else ()
     with stages(8 + 2 * len(recipes) + (android is not None) if recipes else 9) as stage:
         # Check all arguments before TensorFlow is loaded, which takes seconds.
         resolved = ResolvedPreset(preset, task, stage)
         check_replaceable(pathlib.Path(os.path.realpath(output)))
         if isinstance(options, SavedModelOptions):
-            options.settings(resolved.defaults.generation)
+            with cli.errors_in_flags():
+                options.settings(resolved.defaults.generation)
         with cli.loading_tensorflow(stage):
             from bart_export.export.pipeline import export
-        artifact = export(resolved, options, output, stage)
+        with cli.errors_in_flags():
+            artifact = export(resolved, options, output, stage)
         if android is not None:
             stage("write the Android bundle")
             bundled = bundle.write(artifact, recipes[0].name, android)

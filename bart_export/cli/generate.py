@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import pathlib
-import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -42,6 +41,7 @@ GENERATION_OPTIONS: tuple[tuple[str, Value, str], ...] = (
     ("prompt_lookup_num_tokens", int, "Greedy search drafts up to this many tokens; 0 for none."),
 )
 EARLY_STOPPING = {"true": True, "false": False, "never": "never"}
+NAMES = (*(name for name, _, _ in GENERATION_OPTIONS), *TEXT_OPTIONS)
 
 
 def generation_option(name: str, kind: Value, text: str) -> cli.Decorator:
@@ -179,7 +179,7 @@ def generate(
     )
     if generator.engine.notice:
         click.echo(generator.engine.notice, err=True)
-    try:
+    with cli.errors_in_flags(*NAMES):
         generator.settings(**parameters)  # refused once, not for every text
         parameters |= flags
         if input_file is not None and windows is not None:
@@ -194,9 +194,6 @@ def generate(
             result = pieces.drain()
         else:
             result = generator.generate(text, **parameters)
-    except BartExportError as error:
-        error.args = (in_flags(str(error)),)
-        raise
     if output_file is not None:
         with batch_files.results(output_file) as write:
             write({"text": text, **result.to_dict()})
@@ -283,7 +280,7 @@ def results_or_errors(
             continue
         answer = next(answers)
         if isinstance(answer, BartExportError):
-            yield {**row, "error": in_flags(str(answer))}
+            yield {**row, "error": cli.in_flags(str(answer), *NAMES)}
         else:
             yield {**row, **answer.to_dict()}
     next(answers, None)  # Python would ignore Ctrl-C while it deletes an unfinished generator
@@ -293,22 +290,3 @@ def print_row(row: "Row") -> None:
     """Print each generated text as a single line, or an empty line for an error."""
     for sequence in row.get("sequences", [row]):
         print_text(" ".join(sequence.get("generated_text", "").splitlines()))
-
-
-NAMES = "|".join([*(name for name, _, _ in GENERATION_OPTIONS), *TEXT_OPTIONS])
-PARAMETER = re.compile(  # not a part of a path
-    rf"(?<![\w/.-])({NAMES})(?![\w/-]|\.\w)"
-    r"(?:=([\w+-]+(?:\.\w+)*))?"
-)
-
-
-def in_flags(message: str) -> str:
-    """Return a message with flags instead of parameter names."""
-
-    def spelled(found: re.Match[str]) -> str:
-        name, value = found[1].replace("_", "-"), found[2]
-        if value is None or value.lower() == "true":
-            return f"--{name}"
-        return f"--no-{name}" if value.lower() == "false" else f"--{name} {value}"
-
-    return PARAMETER.sub(spelled, message)

@@ -23,7 +23,7 @@ from bart_export.cli.push import push
 from bart_export.cli.serve import serve
 from bart_export.cli.tune import tune
 from bart_export.cli.verify import edgetpu, verify
-from bart_export.errors import BartExportError, VerificationFailed, printable
+from bart_export.errors import BartExportError, VerificationFailed, bounded, printable
 from bart_export.presets import PRESETS
 
 FAILED, REFUSED = 1, 2  # a verification, and everything else; click's usage errors are 2, too
@@ -48,7 +48,7 @@ class Commands(click.Group):
             code = start(*args, **kwargs, standalone_mode=False)
             return sys.exit(code) if standalone_mode else code
         except click.ClickException as error:  # its message quotes arguments
-            error.message = printable(error.message)  # type: ignore[misc]
+            error.message = bounded(error.message)  # type: ignore[misc]
             error.show()
             sys.exit(error.exit_code)
         except click.Abort:  # before a command runs
@@ -56,7 +56,7 @@ class Commands(click.Group):
         except OSError as error:  # other errors are caught earlier
             deleted = isinstance(error, FileNotFoundError)
             place = error.filename or ("The current directory" if deleted else "Standard output")
-            click.echo(f"Error: {place}: {error.strerror}.", err=True)
+            click.echo(bounded(f"Error: {place}: {error.strerror}."), err=True)
             sys.exit(REFUSED)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Value:

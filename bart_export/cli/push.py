@@ -27,7 +27,7 @@ def push(artifact: Location, repository: str, private: bool, create_pr: bool) ->
     name = normalized(repository).removeprefix(HUB)
     if REPOSITORY.fullmatch(name) is None:
         raise click.UsageError(f"Expected ORG/NAME, such as me/bart, received {repository!r}.")
-    cli.require("Pushing an artifact", PACKAGES, "hub")
+    cli.require_packages("Pushing an artifact", PACKAGES, "hub")
 
     from bart_export.artifact import upload
     from bart_export.artifact.artifact import Artifact

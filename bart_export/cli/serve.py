@@ -126,7 +126,8 @@ def serve(
         )
     if named and (model_name is None or model_base_path is None):
         raise click.UsageError("--model-name and --model-base-path must be given together.")
-    options = ServeOptions(**given)
+    with cli.errors_in_flags("workers"):
+        options = ServeOptions(**given)
     if model_config_file and options.engine:
         raise click.UsageError(
             "--engine applies to artifacts; in a --model-config-file, set model_platform instead."
@@ -137,7 +138,7 @@ def serve(
         raise click.UsageError(
             "--batching-parameters-file and --no-batching contradict each other."
         )
-    cli.require("Serving", SERVE_PACKAGES, "serve")
+    cli.require_packages("Serving", SERVE_PACKAGES, "serve")
     handler = logging.StreamHandler()
     handler.setFormatter(Lines("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.INFO)
@@ -152,7 +153,7 @@ def serve(
     else:
         models = models_config.served_models(artifacts, options.engine)
     if any(model.engine == "tensorflow" for model in models):
-        cli.require("The engine tensorflow", {"tensorflow": "tensorflow"}, "export")
+        cli.require_packages("The engine tensorflow", {"tensorflow": "tensorflow"}, "export")
     run(models, options, lambda line: click.echo(printable(line)), model_config_file)
 
 

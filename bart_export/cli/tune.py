@@ -61,7 +61,7 @@ def tune(
     batch_files.check_loss(path, data, overwrite)
     with batch_files.writing(path):
         tempfile.TemporaryFile(dir=place).close()  # fails now, not after minutes
-    cli.require("Tuning", cli.EXPORT_PACKAGES, "export")
+    cli.require_packages("Tuning", cli.EXPORT_PACKAGES, "export")
     with stages(STAGES) as stage:
         # Check all arguments before TensorFlow is loaded, which takes seconds.
         resolved = ResolvedPreset(preset, stage=stage)

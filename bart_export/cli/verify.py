@@ -132,7 +132,7 @@ def compare_artifact(
             baseline = float_baseline(info, files)
             others = [file for file in files if file.recipe.mode != "float"]
             return compare_files(others, baseline, texts, stage)
-        cli.require("Comparing with a preset", cli.EXPORT_PACKAGES, "export")
+        cli.require_packages("Comparing with a preset", cli.EXPORT_PACKAGES, "export")
         # Read before TensorFlow is loaded, which takes seconds.
         resolved = ResolvedPreset(against, stage=stage)
         with cli.loading_tensorflow(stage):

@@ -292,8 +292,8 @@ def require_name(name: object) -> str:
     """Return a recipe's name, which also names files and must not be that of a built-in recipe."""
     if not isinstance(name, str) or not NAME.fullmatch(name) or name in RECIPES:
         raise ConfigurationError(
-            "name must consist of letters, digits, _ and -, and must not be that of a built-in "
-            f"recipe; received {name!r}."
+            "A recipe's name must consist of letters, digits, _ and -, and must not be that of a "
+            f"built-in recipe; received {name!r}."
         )
     return name
 

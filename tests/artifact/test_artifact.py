@@ -67,6 +67,21 @@ def test_places_without_artifact_are_told_apart(tmp_path):
         Artifact.open(tmp_path / "nowhere")
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX permissions")
+def test_a_file_that_may_not_be_read_is_not_to_be_exported_again(made):
+    path, root = made.directory / "tflite/a.tflite", os.geteuid() == 0
+    path.chmod(0)
+    if root:
+        os.seteuid(65534)  # permissions do not apply to root
+    try:
+        with pytest.raises(ArtifactError) as error:
+            made.path("tflite/a.tflite", rehash=True)
+    finally:
+        if root:
+            os.seteuid(0)
+    assert str(error.value).endswith("cannot be read: Permission denied. Check its permissions.")
+
+
 def test_a_file_the_manifest_does_not_name_is_not_handed_out(made):
     (made.directory / "tflite/b.tflite").write_bytes(b"")
     with pytest.raises(ArtifactError, match=r"no file tflite/b\.tflite.*tflite/a\.tflite"):

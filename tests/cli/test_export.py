@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from support.command import printed, refusal
-from support.paths import ROOT
+from support.paths import ROOT, SYMMETRIC
 
 from bart_export.artifact import bundle
 from bart_export.cli import export
@@ -132,6 +132,10 @@ def test_all_recipes_and_a_file_of_ones_own(asked, tmp_path):
         ((*TFLITE, "--shapes", "static", "--num-beams", "1,0"), "0 is not in the range"),
         ((*TFLITE, "--shapes", "static", "--num-beams", "257"), "at most 256, received 257"),
         ((*TFLITE, "--android", "--num-beams", "32", "--sources", "16"), "received 512"),
+        (
+            (*TFLITE, "--android", "..", "--output", "/made"),
+            "Name another directory with --android.",
+        ),
         ((*TFLITE, "--output", ""), "received an empty path"),
         ((*TFLITE, "--dtype", "bfloat16"), "--dtype applies to --target saved_model"),
         ((*TFLITE, "--data", "none.jsonl"), "Cannot read the data file none.jsonl"),
@@ -151,3 +155,9 @@ def test_all_recipes_and_a_file_of_ones_own(asked, tmp_path):
 )
 def test_what_contradicts_itself_is_refused(arguments, words):
     assert words in refusal("--preset", "p", *arguments)
+
+
+def test_settings_that_do_not_fit_the_preset_are_named_as_they_were_given():
+    line = refusal("--preset", SYMMETRIC, *SAVED_MODEL, "--num-return-sequences", "2")
+    assert "--num-return-sequences must not exceed --num-beams" in line
+    assert "num_" not in line

@@ -10,12 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 from support.command import COMMAND, printed, refusal, run
 from support.paths import CASES
 
-from bart_export.cli import batch_files
-from bart_export.cli.generate import in_flags
+from bart_export.cli import batch_files, in_flags
+from bart_export.cli.generate import NAMES
+from bart_export.cli.main import main
 from bart_export.runtime.results import GeneratedSequence
 
 EMPTY = "must not be blank, received"
@@ -336,6 +338,13 @@ def test_closed_streams_hide_no_result_and_take_no_file_s_place(mini_artifact):
     assert ended("<&- >&- 2>&-", *asked) == (2, b"", b"")
 
 
+def test_a_path_that_is_not_ascii_is_readable_in_any_locale(tmp_path):
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0"}
+    arguments = ["generate", tmp_path / "größe", "a text"]
+    ended = subprocess.run([*COMMAND, *arguments], env=environment, capture_output=True)
+    assert f"{tmp_path}/größe is not a directory" in ended.stderr.decode()
+
+
 def test_a_path_that_no_runtime_can_be_given_is_one_line(symmetric_artifact, tmp_path):
     place = tmp_path / os.fsdecode(b"made\xff")
     try:
@@ -359,4 +368,5 @@ def test_a_path_that_no_runtime_can_be_given_is_one_line(symmetric_artifact, tmp
     ],
 )
 def test_errors_speak_of_flags(message, spelled):
-    assert in_flags(message) == spelled
+    with click.Context(main.commands["generate"]):
+        assert in_flags(message, *NAMES) == spelled

@@ -122,7 +122,7 @@ REFUSED = [
     ),
     (("{m}", "--workers", "0"), "0 is not in the range"),
     (("{m}", "--drain-seconds", "nan"), "'nan' is not a number of seconds"),
-    (("{m}", "--max-request-bytes", "9" * 30), "max_request_bytes must be a number from 0 to"),
+    (("{m}", "--max-request-bytes", "9" * 30), "--max-request-bytes must be a number from 0 to"),
     (("--engine", "litert"), "received none of them. An ARTIFACT is a directory"),
     (("{m}", "--model-config-file", "f"), "received several of them"),
     (("{m}/none",), "There is no directory {m}/none. Expected an artifact"),
