@@ -160,17 +160,14 @@ def test_generating_imports_no_tensor_library(mini_artifact):
     assert imported & (TENSOR_LIBRARIES | {"huggingface_hub", "fsspec"}) == set()
 
 
-def seconds(program):
-    """Return the shortest time that a program prints in several new interpreters."""
-    return min(float(python(program).stdout.splitlines()[-1]) for _ in range(5))
-
-
 @pytest.mark.parametrize(
-    ("statement", "limit"), [("import bart_export", 0.05), (HELP, 0.3)], ids=["import", "help"]
+    ("statement", "limit"), [("import bart_export", 20), (HELP, 130)], ids=["import", "help"]
 )
-def test_what_is_asked_often_is_quick(statement, limit):
-    clock = "import time; began = time.perf_counter()"
-    assert seconds(f"{clock}\n{statement}\nprint(time.perf_counter() - began)") < limit
+def test_what_is_asked_often_imports_little(statement, limit):
+    program = (
+        f"import sys; before = len(sys.modules)\n{statement}\nprint(len(sys.modules) - before)"
+    )
+    assert 0 < int(python(program).stdout.splitlines()[-1]) < limit
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)

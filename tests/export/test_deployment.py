@@ -226,12 +226,12 @@ def test_the_volume_is_filled_from_an_archive(tmp_path):
     (tmp_path / "models").mkdir()
     for _ in range(2):  # the second pod finds it there
         with filling(tmp_path / "models", archive.as_uri()) as run:
-            assert run.wait(20) == 0
+            assert run.wait(120) == 0
         assert [path.name for path in (tmp_path / "models").iterdir()] == ["bart_mini_en"]
         archive.unlink(missing_ok=True)
     (tmp_path / "other").mkdir()
     with filling(tmp_path / "other", archive.as_uri()) as run:
-        assert run.wait(20) != 0  # there is no archive, and the pod is started again
+        assert run.wait(120) != 0  # there is no archive, and the pod is started again
 
 
 def test_without_an_archive_the_artifact_is_waited_for(tmp_path):
@@ -239,7 +239,7 @@ def test_without_an_archive_the_artifact_is_waited_for(tmp_path):
         assert "kubectl cp the artifact there" in run.stdout.readline()
         (tmp_path / "bart_mini_en").mkdir()
         (tmp_path / "bart_mini_en" / "manifest.json").touch()
-        assert run.wait(20) == 0
+        assert run.wait(120) == 0
 
 
 def test_containers_write_nothing_and_have_no_rights():
@@ -331,7 +331,7 @@ def is_healthy(port):
     assert kind == "CMD"
     # Compose reads two dollar signs as one.
     words = [word.replace("$$", "$").replace("/8501", f"/{port}") for word in command]
-    return subprocess.run(words, timeout=20, capture_output=True).returncode == 0
+    return subprocess.run(words, timeout=120, capture_output=True).returncode == 0
 
 
 def test_the_health_check_wants_a_version_that_answers(http_answers):
