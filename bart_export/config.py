@@ -255,7 +255,7 @@ class GenerationConfig:
         return cls(**checked_fields(cls, values))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class TextOptions:
     """How source texts are read, as in `Generator.generate`; every option must be a bool."""
 

@@ -8,9 +8,8 @@ The artifact's settings are the defaults; a call's parameters override them.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Generator as PythonGenerator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast, overload
 
 import numpy as np
@@ -19,7 +18,6 @@ from bart_export.artifact.artifact import Artifact
 from bart_export.config import (
     LARGEST_SIZE,
     MAX_BATCH_SIZE,
-    TEXT_OPTIONS,
     BartConfig,
     GenerationConfig,
     TextOptions,
@@ -33,12 +31,7 @@ from bart_export.locations import Location
 from bart_export.runtime.engine import FileEngine
 from bart_export.runtime.engine_choice import choose_file, files_for, open_engine
 from bart_export.runtime.results import GeneratedSequence, Result, Stream, Timings
-from bart_export.runtime.scheduler import (
-    MEMORY_BUDGET,
-    Scheduler,
-    Task,
-    run_in_order,
-)
+from bart_export.runtime.scheduler import MEMORY_BUDGET, Scheduler, Task, run_in_order
 from bart_export.runtime.sizing import IntArray, check_length, check_source
 from bart_export.text.tokenizer import BartTokenizer, IncrementalDetokenizer, generated_text
 
@@ -194,20 +187,44 @@ class Generator:
         self.scheduler.close()
 
     @overload
-    def generate(self, text: str, **parameters: Any) -> Result: ...
+    def generate(
+        self,
+        text: str,
+        *,
+        truncate: bool = ...,
+        allow_empty: bool = ...,
+        special_tokens: bool = ...,
+        **parameters: Any,
+    ) -> Result: ...
 
     @overload
-    def generate(self, text: Sequence[str], **parameters: Any) -> list[Result]: ...
+    def generate(
+        self,
+        text: Sequence[str],
+        *,
+        truncate: bool = ...,
+        allow_empty: bool = ...,
+        special_tokens: bool = ...,
+        **parameters: Any,
+    ) -> list[Result]: ...
 
-    def generate(self, text: str | Sequence[str], **parameters: Any) -> Result | list[Result]:
+    def generate(
+        self,
+        text: str | Sequence[str],
+        *,
+        truncate: bool = False,
+        allow_empty: bool = False,
+        special_tokens: bool = False,
+        **parameters: Any,
+    ) -> Result | list[Result]:
         """Generate from one or several texts.
 
         Args:
             text: a source text, or several, which are all checked first.
-            truncate (bool): truncate a source that is too long, and set `truncated` in its result,
+            truncate: truncate a source that is too long, and set `truncated` in its result,
                 instead of raising InputError.
-            allow_empty (bool): accept a blank text, for which the model makes up a result.
-            special_tokens (bool): parse "<mask>" and BART's other special tokens in a text, like
+            allow_empty: accept a blank text, for which the model makes up a result.
+            special_tokens: parse "<mask>" and BART's other special tokens in a text, like
                 `split_special_tokens=False` in transformers. Untrusted text can then end or pad a
                 source. A checkpoint's own added tokens are always parsed.
             **parameters: fields of `GenerationConfig`, and `max_new_tokens` and `min_new_tokens`,
@@ -220,8 +237,10 @@ class Generator:
         """
         several = several_texts(text)
         texts = [text] if several is None else list(several)
-        task_of = self.task_maker(parameters)
-        results: list[Result] = list(self.run([task_of(each) for each in texts]))
+        options = TextOptions(truncate, allow_empty, special_tokens)
+        generation = self.settings(**parameters)
+        tasks = [self.task(generation, options, each) for each in texts]
+        results: list[Result] = list(self.run(tasks))
         return results[0] if several is None else results
 
     def generate_iter(
@@ -229,6 +248,9 @@ class Generator:
         texts: Iterable[str],
         *,
         return_exceptions: bool = False,
+        truncate: bool = False,
+        allow_empty: bool = False,
+        special_tokens: bool = False,
         **parameters: Any,
     ) -> Iterator[Result | BartExportError]:
         """Yield the result of each text, in order; texts are read as needed.
@@ -238,7 +260,7 @@ class Generator:
         Args:
             texts: the source texts.
             return_exceptions: yield a text's error instead of raising it.
-            **parameters: see `generate`.
+            truncate, allow_empty, special_tokens, parameters: see `generate`.
 
         Raises:
             InputError: if a text is invalid; see `generate`.
@@ -247,12 +269,13 @@ class Generator:
         if several is None:
             raise InputError(f"texts must be an iterable of texts, received {shown(texts)}.")
         check_flag("return_exceptions", return_exceptions)
-        task_of = self.task_maker(parameters)
+        options = TextOptions(truncate, allow_empty, special_tokens)
+        generation = self.settings(**parameters)
 
         def tasks() -> Iterator[Task | BartExportError]:
             for text in several:
                 try:
-                    yield task_of(text)
+                    yield self.task(generation, options, text)
                 except BartExportError as error:
                     yield error
 
@@ -282,14 +305,23 @@ class Generator:
         results: list[Result] = list(self.run([Task(row, generation) for row in checked]))
         return results if several else results[0]
 
-    def stream(self, text: str, **parameters: Any) -> Stream:
+    def stream(
+        self,
+        text: str,
+        *,
+        truncate: bool = False,
+        allow_empty: bool = False,
+        special_tokens: bool = False,
+        **parameters: Any,
+    ) -> Stream:
         """Generate from a text, and yield pieces of the result as soon as they are final.
 
         Joined, the pieces are the text that `generate` returns; the stream's `result` then has the
         scores. In beam search, a piece is certain once all beams agree on it. Closing the stream
         stops the generation. Parameters and errors are those of `generate`.
         """
-        task = self.task_maker(parameters)(text)
+        options = TextOptions(truncate, allow_empty, special_tokens)
+        task = self.task(self.settings(**parameters), options, text)
         task.streams = True
         detokenizer = IncrementalDetokenizer(self.tokenizer, keep_first_space=False)
         return Stream(self.scheduler, task, detokenizer, self.result)
@@ -328,22 +360,14 @@ class Generator:
         """Return the source token ids of a text, including start and end tokens."""
         return self.tokenizer.encode(text, self.encoder_sequence_length, truncate=truncate)
 
-    def task_maker(self, parameters: Mapping[str, Any]) -> Callable[[Any], Task]:
-        """Return the function that makes a task of a text, or raises InputError."""
-        options = {name: parameters[name] for name in TEXT_OPTIONS if name in parameters}
-        settings = {name: value for name, value in parameters.items() if name not in options}
-        return functools.partial(self.task, self.settings(**settings), TextOptions(**options))
-
     def task(self, generation: GenerationConfig, options: TextOptions, text: Any) -> Task:
         """Return the task for a text, or raise InputError."""
         check_text(text, options.allow_empty)
-        longest, special_tokens = self.encoder_sequence_length, options.special_tokens
-        if not options.truncate:
-            ids = self.tokenizer.encode(text, longest, special_tokens=special_tokens)
-            return Task(ids, generation)
-        ids, truncated = self.tokenizer.encode_beginning(
-            text, longest, special_tokens=special_tokens
-        )
+        longest, special = self.encoder_sequence_length, options.special_tokens
+        if options.truncate:
+            ids, truncated = self.tokenizer.encode_beginning(text, longest, special_tokens=special)
+        else:
+            ids, truncated = self.tokenizer.encode(text, longest, special_tokens=special), False
         return Task(ids, generation, truncated=truncated)
 
 
