@@ -20,7 +20,7 @@ from bart_export.locations import redacted
 
 Row = TypeVar("Row")
 SHOWN, LONGEST = 120, 200  # maximum lengths of a value and of a library's error in a message
-LONGEST_WORD, LONGEST_MESSAGE = 400, 2000  # of a path or another word, and of a message
+LONGEST_MESSAGE = 2048  # half of it is all that the status of gRPC has room for
 
 
 def shown(value: object) -> str:
@@ -62,17 +62,9 @@ def decoded(text: str) -> str:
 
 
 def bounded(text: str) -> str:
-    """Return a message as `printable` does, without the middle of long words and of a long text."""
-    text = re.sub(
-        rf"\S{{{LONGEST_WORD},}}", lambda word: ends(word[0], LONGEST_WORD), printable(text)
-    )
-    return ends(text, LONGEST_MESSAGE)
-
-
-def ends(text: str, most: int) -> str:
-    """Return a text, or the two ends of one that is longer than `most` characters."""
-    half = most // 2
-    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
+    """Return a message as `printable` does, without the middle of a long one."""
+    text, half = printable(text), LONGEST_MESSAGE // 2
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:half]}…{text[-half:]}"
 
 
 def printable_lines(text: str) -> str:

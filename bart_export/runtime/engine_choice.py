@@ -197,7 +197,7 @@ def choose_file(
     }
     if not candidates:
         kind = f"{shapes} file" if shapes else "file"
-        of = f" of recipe {recipe!r}" if recipe else ""
+        of = "" if recipe is None else f" of recipe {recipe!r}"
         has = ", ".join(
             entry.recipe + " (static)" * (entry.build == "static") for entry in files.values()
         )
