@@ -252,14 +252,14 @@ def parse_manifest(text: bytes, place: str) -> Manifest:
     if seals != 1 or seal(unsealed) != text:
         raise ArtifactError(
             f"{place} was edited or damaged after the export: its manifest_sha256 does not match. "
-            "Export the artifact again."
+            f"{AGAIN}"
         )
     try:
         return Manifest.from_dict(content)
     except ConfigurationError as error:
         raise ArtifactError(f"{place} is damaged: {error} Export it again.") from error
     except ValueError as error:
-        raise ArtifactError(f"{place} is damaged: {error}. Export the artifact again.") from None
+        raise ArtifactError(f"{place} is damaged: {error}. {AGAIN}") from None
 
 
 def write_manifest(path: pathlib.Path, manifest: Manifest) -> None:

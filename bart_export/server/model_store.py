@@ -270,11 +270,8 @@ class ModelStore:
         failed = {version.path for version in known if version.has_failed}
         sound = {number: path for number, path in found.items() if path not in failed}
         chosen = model.policy.choose(sound) or model.policy.choose(found)
-        if not chosen and any(
-            version.model.base_path != model.base_path
-            for version in known
-            if version.state == State.AVAILABLE
-        ):
+        available = self._available(model.name)
+        if not chosen and any(version.model.base_path != model.base_path for version in available):
             return  # a new base path without versions: those of the previous one stay
         wanted = {(number, found[number]) for number in chosen}
         for version in known:
